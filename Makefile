@@ -1,0 +1,85 @@
+# Each target sets itself up: it makes a virtual environment, installs what it needs, and installs
+# again only when pyproject.toml changes. Nothing but python3 (3.11 or newer), git and make is needed.
+#
+#   make test PYTHON=python3.12     choose the interpreter
+#   make demo MLX_BACKEND=cuda13    choose MLX's backend on Linux: cpu (default), cuda12, cuda13
+#   make test PYTEST_ARGS="-k cone" pass options to pytest
+
+PYTHON ?= python3
+PYTEST_ARGS ?=
+DEMO_ARGS ?=
+
+# Plain mlx is complete on macOS; on Linux the backend is a package of its own.
+ifeq ($(shell uname -s),Linux)
+MLX_BACKEND ?= cpu
+else
+MLX_BACKEND ?=
+endif
+
+# Backends exclude one another, so each has its own environment.
+VENV ?= .venv$(if $(filter-out cpu,$(MLX_BACKEND)),-$(MLX_BACKEND))
+PY := $(VENV)/bin/python
+
+comma := ,
+backend := $(if $(MLX_BACKEND),$(MLX_BACKEND)$(comma))
+# $(call install,EXTRAS) installs the project, editable, with these extras.
+define install
+@echo "==> installing mlxcone[$(backend)$(1)] into $(VENV) (takes a minute or two the first time)"
+@$(PY) -m pip install --quiet --disable-pip-version-check --editable ".[$(backend)$(1)]"
+@touch $@
+endef
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test lint format bench clean
+
+help:
+	@echo "make demo    learn the penalties of a lasso through 64 convex problems, and check the answer"
+	@echo "make test    run the test suite"
+	@echo "make lint    ruff and pyright"
+	@echo "make format  let ruff rewrite the code"
+	@echo "make bench   measure accuracy and speed against the peers"
+	@echo "make clean   remove environments, caches and output"
+
+demo: $(VENV)/.installed-demo
+	@$(PY) examples/demo.py $(DEMO_ARGS)
+
+test: $(VENV)/.installed-test
+	@$(PY) -m pytest $(PYTEST_ARGS)
+
+lint: $(VENV)/.installed-lint
+	@echo "==> ruff check"
+	@$(PY) -m ruff check .
+	@echo "==> ruff format --check"
+	@$(PY) -m ruff format --check .
+	@echo "==> pyright"
+	@PYRIGHT_PYTHON_IGNORE_WARNINGS=1 $(PY) -m pyright --pythonpath $(PY)
+
+format: $(VENV)/.installed-lint
+	@$(PY) -m ruff check --fix .
+	@$(PY) -m ruff format .
+
+bench: $(VENV)/.installed-demo
+	@$(PY) bench/accuracy.py
+
+clean:
+	rm -rf .venv .venv-* build dist examples/output bench/output
+	rm -rf .pytest_cache .ruff_cache .hypothesis
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+# pyright reads the types of what is installed, so the linters' set includes the tests'.
+$(VENV)/.installed-demo: pyproject.toml | $(PY)
+	$(call install,bench$(comma)plot)
+
+$(VENV)/.installed-test: pyproject.toml | $(PY)
+	$(call install,test)
+
+$(VENV)/.installed-lint: pyproject.toml | $(PY)
+	$(call install,dev$(comma)plot$(comma)test)
+
+$(PY):
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || { \
+	    echo "mlxcone needs Python 3.11 or newer; '$(PYTHON)' is: $$($(PYTHON) --version 2>&1)."; \
+	    echo "Name another one, as in: make $(MAKECMDGOALS) PYTHON=python3.12"; exit 1; }
+	@echo "==> making a virtual environment in $(VENV) with $$($(PYTHON) --version)"
+	@$(PYTHON) -m venv $(VENV) || { rm -rf $(VENV); \
+	    echo "Python's venv module does not work; on Debian and Ubuntu: apt install python3-venv"; exit 1; }

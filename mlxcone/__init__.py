@@ -1,0 +1,19 @@
+"""mlxcone: a batched, differentiable cone solver written in `mlx.core` operations."""
+
+from mlxcone._version import __version__
+from mlxcone.cones.product import Cones
+from mlxcone.differentiable import solve
+from mlxcone.settings import Settings
+from mlxcone.solution import Info, Solution
+from mlxcone.status import SolverError, Status
+
+__all__ = [
+    "Cones",
+    "Info",
+    "Settings",
+    "Solution",
+    "SolverError",
+    "Status",
+    "__version__",
+    "solve",
+]

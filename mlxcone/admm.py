@@ -1,0 +1,129 @@
+"""One step of the operator splitting, in the verbs of the papers.
+
+Douglas-Rachford splitting of the optimality conditions (Stellato et al. 2020, OSQP; Garstka et
+al. 2021, COSMO; O'Donoghue 2021, SCS 3, without the homogenizing variable). The state is (x, w),
+w = s - y / rho, so that s = Pi_K(w) and y = rho (s - w) are complementary by construction:
+
+    x~ = (P + rho_x I + A'R A)^-1 (rho_x x - q + A'R (b - 2 s + w)),      s~ = b - A x~,
+    x <- x + alpha (x~ - x),      w <- w + alpha (s~ - s),      R = diag(rho).
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import mlx.core as mx
+
+from mlxcone import anderson, kkt
+from mlxcone.anderson import Memory
+from mlxcone.cones.product import Product
+from mlxcone.operators import row_times
+from mlxcone.problem import Program, take_lanes
+
+_EQUALITY_FACTOR = 1e3  # equality rows are always active: SCS and OSQP weigh them alike
+_LEAST_SCALE, _MOST_SCALE = 1e-6, 1e6
+
+
+class State(NamedTuple):
+    """Iterate of every lane: x (B, n), w (B, m)."""
+
+    x: mx.array
+    w: mx.array
+
+
+class Operator(NamedTuple):
+    """What one step needs: program, (P + rho_x I + A'R A)^-1, R (1 or B, m), rho_x and alpha."""
+
+    program: Program
+    inverse: mx.array
+    weights: mx.array
+    rho_x: mx.array
+    alpha: mx.array
+
+    def take(self, lanes: mx.array) -> Operator:
+        """The operator of some lanes."""
+        return Operator(
+            self.program.take(lanes),
+            take_lanes(self.inverse, lanes, 3),
+            take_lanes(self.weights, lanes, 2),
+            self.rho_x,
+            self.alpha,
+        )
+
+
+def row_weights(scale: mx.array, cones: Product) -> mx.array:
+    """R from the scale (1 or B, 1) of each lane."""
+    rows = mx.arange(cones.rows)[None, :]
+    factor = mx.where(rows < cones.zero_rows, _EQUALITY_FACTOR, 1.0).astype(scale.dtype)
+    return mx.minimum(scale * factor, _MOST_SCALE)
+
+
+def operator(
+    program: Program, cones: Product, scale: mx.array, rho_x: float, alpha: float, dtype: mx.Dtype
+) -> Operator:
+    """Factor in float64 (the inverse is ill-conditioned when rho_x is small), iterate in dtype."""
+    weights = row_weights(scale, cones)
+    inverse = kkt.splitting_inverse(program, weights, rho_x)
+    small = [mx.array(v, dtype=dtype) for v in (rho_x, alpha)]
+    return Operator(program.astype(dtype), inverse.astype(dtype), weights.astype(dtype), *small)
+
+
+def step(cones: Product, op: Operator, state: State) -> State:
+    """One iteration."""
+    s = cones.project(state.w)
+    reflected = op.weights * (op.program.b - 2.0 * s + state.w)
+    rhs = op.rho_x * state.x - op.program.q + op.program.A.transpose_times(reflected)
+    x_new = row_times(rhs, op.inverse)
+    s_new = op.program.b - op.program.A.times(x_new)
+    return State(
+        state.x + op.alpha * (x_new - state.x), state.w + op.alpha * (s_new - s)
+    )
+
+
+def split(cones: Product, weights: mx.array, state: State) -> tuple[mx.array, mx.array, mx.array]:
+    """x, y and s of a state."""
+    s = cones.project(state.w)
+    return state.x, weights * (s - state.w), s
+
+
+def join(weights: mx.array, x: mx.array, y: mx.array, s: mx.array) -> State:
+    """The state that has these x, y and s."""
+    return State(x, s - y / weights)
+
+
+def _flat(state: State) -> mx.array:
+    return mx.concatenate(state, axis=1)
+
+
+def _unflat(point: mx.array, n: int) -> State:
+    return State(point[:, :n], point[:, n:])
+
+
+def advance(
+    cones: Product, op: Operator, state: State, memory: Memory | None, steps: int
+) -> tuple[State, Memory | None]:
+    """``steps`` iterations, the first of them from an accelerated point if there is a memory.
+
+    The accelerated point is safeguarded per lane: it stands only if the iteration moves no
+    further from it than it moved before; else the plain iterate goes on and the memory is empty.
+    """
+    if memory is not None:
+        image = step(cones, op, state)
+        point, plain = _flat(state), _flat(image)
+        memory, candidate = anderson.accelerate(memory, point, plain)
+        trial = _flat(step(cones, op, _unflat(candidate, op.program.n)))
+        before = mx.sum(mx.square(plain - point), axis=1, keepdims=True)
+        after = mx.sum(mx.square(trial - candidate), axis=1, keepdims=True)
+        good = after <= before  # False for NaN
+        memory = memory.forget(mx.logical_not(good))
+        state = _unflat(mx.where(good, trial, plain), op.program.n)
+        steps -= 2
+    for _ in range(steps):
+        state = step(cones, op, state)
+    return state, memory
+
+
+def rebalanced(scale: mx.array, primal: mx.array, dual: mx.array) -> mx.array:
+    """Scale that evens out the relative residuals (OSQP, section 5.2), all (B, 1)."""
+    ratio = mx.sqrt(mx.maximum(primal, 1e-12) / mx.maximum(dual, 1e-12))
+    return mx.clip(scale * ratio, _LEAST_SCALE, _MOST_SCALE)

@@ -1,0 +1,137 @@
+"""Certificates of infeasibility and unboundedness, found by projection and then verified.
+
+A certificate is a solution of a cone program of its own, which the method of multipliers solves
+to full precision from the direction in which the splitting drifts (Banjac et al. 2019):
+
+    infeasible:  A'y = 0, b'y = -1, y in K*       the dual of  min t  s.t.  A w + b t + s = 0,
+    unbounded:   P x = 0, q'x = -1, A x + s = 0, s in K.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import mlx.core as mx
+
+from mlxcone import multipliers
+from mlxcone.cones.product import Product
+from mlxcone.equilibrate import Scaling
+from mlxcone.operators import Rectangular
+from mlxcone.problem import Program
+from mlxcone.residuals import dot, norm
+
+
+class Certificate(NamedTuple):
+    """Certificate vectors in original units and their violation (B,); at most 1 is valid.
+
+    ``x`` and ``s`` belong to unboundedness, ``y`` to infeasibility; what does not apply is NaN.
+    """
+
+    x: mx.array
+    y: mx.array
+    s: mx.array
+    violation: mx.array
+
+
+def _normalized(direction: mx.array, value: mx.array) -> mx.array:
+    """direction / -value where value < 0, else zero: a start, not yet a certificate."""
+    good = value < -1e-12
+    return mx.where(good, direction / mx.where(good, -value, 1.0), 0.0)
+
+
+def _per_lane(matrix: mx.array, lanes: int) -> mx.array:
+    return mx.broadcast_to(matrix[None], (lanes, *matrix.shape)) if matrix.ndim == 2 else matrix
+
+
+def infeasible(
+    program: Program,
+    scaling: Scaling,
+    cones: Product,
+    direction: mx.array,
+    eps: float,
+    most: int,
+    deadline: float,
+) -> Certificate:
+    """Look for y with A'y = 0, b'y = -1, y in K*.
+
+    Args:
+        program (Program): equilibrated, float64.
+        scaling (Scaling): its factors.
+        cones (Product): the cones.
+        direction (mx.array): where to start from, equilibrated y, (B, m).
+        eps (float): largest |A'y| in original units with b'y = -1.
+        most (int): factorizations per lane.
+        deadline (float): value of ``time.monotonic()`` at which to stop.
+    """
+    lanes, dtype = program.lanes, program.q.dtype
+    A = _per_lane(program.A.matrix, lanes)
+    q = mx.concatenate([mx.zeros_like(program.q), mx.ones((lanes, 1), dtype=dtype)], axis=1)
+    homogeneous = Program(
+        None,
+        q,
+        Rectangular.of(mx.concatenate([A, program.b[..., None]], axis=2)),
+        mx.zeros_like(program.b),
+    )
+
+    def judge(some: mx.array, x: mx.array, y: mx.array, s: mx.array) -> mx.array:
+        local, factors = program.take(some), scaling.take(some)
+        value = dot(local.b, y) / factors.primal[:, 0]
+        drift = norm(local.A.transpose_times(y) / factors.d)
+        return mx.where(value < 0, drift / mx.maximum(-value, 1e-300) / eps, mx.inf)
+
+    y = cones.project_dual(direction)
+    y = _normalized(y, dot(program.b, y)[:, None])
+    best, _ = multipliers.solve(
+        homogeneous, cones, mx.zeros_like(q), y, judge, most, deadline
+    )
+    y = best.y * scaling.e
+    value = dot(program.b / scaling.primal, best.y)[:, None]
+    y = y / mx.maximum(-value, 1e-300)
+    nothing = mx.full(program.q.shape, mx.nan, dtype=dtype)
+    return Certificate(nothing, y, mx.full(y.shape, mx.nan, dtype=dtype), best.violation)
+
+
+def unbounded(
+    program: Program,
+    scaling: Scaling,
+    cones: Product,
+    direction: mx.array,
+    eps: float,
+    most: int,
+    deadline: float,
+) -> Certificate:
+    """Look for x with P x = 0, q'x = -1, A x + s = 0, s in K; arguments as in `infeasible`,
+    with an equilibrated x (B, n) as direction."""
+    lanes, dtype = program.lanes, program.q.dtype
+    rows = [program.q[:, None, :], _per_lane(program.A.matrix, lanes)]
+    values = [-mx.ones((lanes, 1), dtype=dtype), mx.zeros_like(program.b)]
+    if program.P is not None:
+        rows.insert(0, _per_lane(program.P, lanes))
+        values.insert(0, mx.zeros_like(program.q))
+    extended = cones.with_equalities(sum(r.shape[1] for r in rows) - program.m)
+    ray = Program(
+        None,
+        mx.zeros_like(program.q),
+        Rectangular.of(mx.concatenate(rows, axis=1)),
+        mx.concatenate(values, axis=1),
+    )
+
+    def judge(some: mx.array, x: mx.array, y: mx.array, s: mx.array) -> mx.array:
+        local, factors = program.take(some), scaling.take(some)
+        # With x = D x^: q'x = q^'x^ / gamma, A x = E^-1 A^ x^, P x = (beta / gamma) D^-1 P^ x^.
+        value = dot(local.q, x) / factors.dual[:, 0]
+        Ax = local.A.times(x)
+        row = norm((Ax + cones.project(-Ax)) / factors.e)
+        bend = norm(local.P_times(x) * factors.primal / factors.dual / factors.d)
+        drift = mx.maximum(row, bend)
+        return mx.where(value < 0, drift / mx.maximum(-value, 1e-300) / eps, mx.inf)
+
+    x = _normalized(direction, dot(program.q, direction)[:, None])
+    y = mx.zeros((lanes, extended.rows), dtype=dtype)
+    best, _ = multipliers.solve(ray, extended, x, y, judge, most, deadline)
+    value = dot(program.q, best.x)[:, None] / scaling.dual
+    s = cones.project(-program.A.times(best.x)) / scaling.e
+    x = best.x * scaling.d
+    size = mx.maximum(-value, 1e-300)
+    nothing = mx.full(program.b.shape, mx.nan, dtype=dtype)
+    return Certificate(x / size, nothing, s / size, best.violation)

@@ -1,0 +1,1 @@
+"""One cone a file; `product` knows offsets and groups equal cones."""

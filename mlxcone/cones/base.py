@@ -1,0 +1,41 @@
+"""What every cone offers: a group of equal cones that occupies consecutive rows."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, Protocol
+
+import mlx.core as mx
+
+Spectral = Callable[[mx.array], mx.array]
+
+
+class Cone(Protocol):
+    """A group of ``count`` equal cones K on consecutive rows.
+
+    All arrays carry the lanes of the batch first and the rows of the group next. The derivative
+    D of the projection onto the dual cone K* is symmetric with eigenvalues in [0, 1]; it is kept
+    as eigenvalues and whatever describes the eigenvectors, so that any function of D is as cheap
+    as D (the linear algebra needs D and D ((1 + eps) I - D)^-1).
+    """
+
+    @property
+    def rows(self) -> int:
+        """Rows the group occupies."""
+        ...
+
+    def project_dual(self, z: mx.array) -> mx.array:
+        """Projection onto K*; ``z`` is (B, rows)."""
+        ...
+
+    def derivative(self, z: mx.array) -> Any:
+        """Atoms of D at ``z``: a NamedTuple of arrays with lanes first, eigenvalues as field 0."""
+        ...
+
+    def spectral(self, atoms: Any, function: Spectral, v: mx.array) -> mx.array:
+        """function(D) applied to the columns of ``v``, (B or 1, rows, k)."""
+        ...
+
+    def uniform(self, weights: mx.array) -> mx.array:
+        """Make row weights (B, rows) constant inside each cone (maximum), so scaling keeps K."""
+        ...

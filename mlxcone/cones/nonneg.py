@@ -1,0 +1,39 @@
+"""The nonnegative orthant; self-dual."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import mlx.core as mx
+
+from mlxcone.cones.base import Spectral
+
+
+class Atoms(NamedTuple):
+    """D is diagonal: 1 where z > 0, else 0 (the least element of the subdifferential at 0)."""
+
+    eigenvalues: mx.array
+
+
+@dataclass(frozen=True)
+class NonNeg:
+    """``count`` inequality rows."""
+
+    count: int
+
+    @property
+    def rows(self) -> int:
+        return self.count
+
+    def project_dual(self, z: mx.array) -> mx.array:
+        return mx.maximum(z, 0.0)
+
+    def derivative(self, z: mx.array) -> Atoms:
+        return Atoms((z > 0).astype(z.dtype))
+
+    def spectral(self, atoms: Atoms, function: Spectral, v: mx.array) -> mx.array:
+        return function(atoms.eigenvalues)[..., None] * v
+
+    def uniform(self, weights: mx.array) -> mx.array:
+        return weights

@@ -1,0 +1,84 @@
+"""The second-order cone {(t, u): ||u|| <= t}; self-dual."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import mlx.core as mx
+
+from mlxcone.cones.base import Spectral
+
+_TINY = 1e-30  # keeps 0 / 0 away; representable in float32
+
+
+class Atoms(NamedTuple):
+    """Eigenvalues of D on (1, u)/sqrt 2, on (1, -u)/sqrt 2 and on what is orthogonal to both.
+
+    ``eigenvalues`` is (B, count, 3), ``unit`` the direction of u, (B, count, dim - 1).
+    """
+
+    eigenvalues: mx.array
+    unit: mx.array
+
+
+def _norm(u: mx.array) -> mx.array:
+    """Euclidean norm over the last axis without overflow or underflow of the squares."""
+    largest = mx.max(mx.abs(u), axis=-1, keepdims=True)
+    safe = mx.maximum(largest, _TINY)
+    # Differentiable everywhere: the inner where keeps sqrt away from 0.
+    squares = mx.sum(mx.square(u / safe), axis=-1, keepdims=True)
+    return safe * mx.sqrt(mx.where(squares > 0, squares, 1.0)) * (squares > 0).astype(u.dtype)
+
+
+@dataclass(frozen=True)
+class SecondOrder:
+    """``count`` cones of dimension ``dim`` >= 2 each."""
+
+    count: int
+    dim: int
+
+    @property
+    def rows(self) -> int:
+        return self.count * self.dim
+
+    def _split(self, z: mx.array) -> tuple[mx.array, mx.array]:
+        z = z.reshape(z.shape[0], self.count, self.dim)
+        return z[..., :1], z[..., 1:]
+
+    def project_dual(self, z: mx.array) -> mx.array:
+        t, u = self._split(z)
+        norm = _norm(u)
+        half = 0.5 * (t + norm)
+        t_new = mx.where(norm <= t, t, mx.where(norm <= -t, 0.0, half))
+        ratio = half / mx.maximum(norm, _TINY)
+        factor = mx.where(norm <= t, 1.0, mx.where(norm <= -t, 0.0, ratio))
+        return mx.concatenate([t_new, factor * u], axis=-1).reshape(z.shape)
+
+    def derivative(self, z: mx.array) -> Atoms:
+        t, u = self._split(z)
+        norm = _norm(u)
+        safe = mx.maximum(norm, _TINY)
+        inside, polar = norm <= t, norm <= -t
+        one, zero = mx.ones_like(t), mx.zeros_like(t)
+        rest = 0.5 * (1.0 + t / safe)
+        pick = lambda boundary: mx.where(polar, zero, mx.where(inside, one, boundary))  # noqa: E731
+        return Atoms(mx.concatenate([pick(one), pick(zero), pick(rest)], axis=-1), u / safe)
+
+    def spectral(self, atoms: Atoms, function: Spectral, v: mx.array) -> mx.array:
+        values = function(atoms.eigenvalues)[..., None]
+        plus, minus, rest = values[:, :, 0], values[:, :, 1], values[:, :, 2]
+        blocks = v.reshape(v.shape[0], self.count, self.dim, v.shape[-1])
+        v0, v1 = blocks[:, :, 0], blocks[:, :, 1:]
+        unit = atoms.unit[..., None]
+        along = mx.sum(unit * v1, axis=2)
+        up, down = 0.5 * plus * (v0 + along), 0.5 * minus * (v0 - along)
+        side = unit * (up - down - rest * along)[:, :, None] + rest[:, :, None] * v1
+        out = mx.concatenate([(up + down)[:, :, None], side], axis=2)
+        return out.reshape(out.shape[0], self.rows, v.shape[-1])
+
+    def uniform(self, weights: mx.array) -> mx.array:
+        blocks = weights.reshape(weights.shape[0], self.count, self.dim)
+        return mx.broadcast_to(mx.max(blocks, axis=-1, keepdims=True), blocks.shape).reshape(
+            weights.shape
+        )

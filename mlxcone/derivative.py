@@ -1,0 +1,129 @@
+"""Tangent and adjoint of the solution map by the implicit function theorem on F(x, z) = 0.
+
+Tangent:  J (dx, dz) = -(dP x + dA'y + dq ; dA x - db),  dy = D dz,  ds = dy - dz.
+Adjoint:  J'g = -(x_bar ; D y_bar + (D - I) s_bar),  g = (g_x, g_z), then
+          P_bar = sym(g_x x'),  q_bar = g_x,  A_bar = y g_x' + g_z x',  b_bar = -g_z.
+
+Both are plain graphs of `mlx.core` operations around a constant approximate inverse, so that
+vmap applies to them as to any other graph, and differentiating them once more differentiates
+the sweeps of iterative refinement, whose fixed point does not depend on that inverse.
+(Agrawal et al., arXiv 1904.09043; with a quadratic objective arXiv 2508.17522.)
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import mlx.core as mx
+
+from mlxcone import equilibrate, kkt
+from mlxcone._linalg import on_cpu
+from mlxcone.cones.product import Product
+from mlxcone.equilibrate import Scaling
+from mlxcone.operators import Rectangular, outer, row_times
+from mlxcone.problem import Program
+
+_SWEEPS = 4
+
+
+class Anchor(NamedTuple):
+    """Where to differentiate: the solution in original units and what the solve factored.
+
+    x (B, n), y and s (B, m) float64; ``inverse`` is the equilibrated H^-1, (B, n, n).
+    """
+
+    x: mx.array
+    y: mx.array
+    s: mx.array
+    scaling: Scaling
+    inverse: mx.array
+
+
+class Gradients(NamedTuple):
+    """Cotangents of the data, each of the data's own shape; P is None if there is none."""
+
+    P: mx.array | None
+    q: mx.array
+    A: mx.array
+    b: mx.array
+
+
+def _linearize(program: Program, cones: Product, anchor: Anchor) -> tuple[kkt.Jacobian, list]:
+    scaling = Scaling(*(mx.stop_gradient(a) for a in anchor.scaling))
+    _, y, s = scaling.scale(anchor.x, anchor.y, anchor.s)
+    scaled = equilibrate.apply(scaling, program)
+    atoms = cones.derivative(y - s)
+    inverse = mx.stop_gradient(anchor.inverse)
+    return kkt.Jacobian(scaled, cones, atoms, inverse, sweeps=_SWEEPS), atoms
+
+
+@on_cpu
+def tangent(
+    program: Program,
+    cones: Product,
+    anchor: Anchor,
+    dP: mx.array | None,
+    dq: mx.array,
+    dA: mx.array,
+    db: mx.array,
+) -> tuple[mx.array, mx.array, mx.array]:
+    """Directional derivative of x, y and s.
+
+    Args:
+        program (Program): float64, original units, rows in internal order.
+        cones (Product): its cones.
+        anchor (Anchor): the solution.
+        dP, dq, dA, db (mx.array): direction, shapes of the data.
+
+    Returns:
+        tuple: dx (B, n), dy and ds (B, m), float64.
+    """
+    system, atoms = _linearize(program, cones, anchor)
+    x, y, scaling = anchor.x, anchor.y, anchor.scaling
+    moved = Rectangular.of(dA)
+    r = dq + moved.transpose_times(y)
+    if dP is not None:
+        r = r + 0.5 * (row_times(x, dP) + row_times(x, mx.swapaxes(dP, -1, -2)))
+    t = moved.times(x) - db
+    # Rows of F scale by gamma D and beta E.
+    dx, dz = system.solve(-r * scaling.d * scaling.dual, -t * scaling.e * scaling.primal)
+    dy = cones.apply_derivative(atoms, dz)
+    return scaling.unscale(dx, dy, dy - dz)
+
+
+@on_cpu
+def adjoint(
+    program: Program,
+    cones: Product,
+    anchor: Anchor,
+    x_bar: mx.array,
+    y_bar: mx.array,
+    s_bar: mx.array,
+) -> Gradients:
+    """Cotangents of P, q, A and b from those of x, y and s.
+
+    Args:
+        program (Program): float64, original units, rows in internal order.
+        cones (Product): its cones.
+        anchor (Anchor): the solution.
+        x_bar (mx.array): (B, n) float64.
+        y_bar, s_bar (mx.array): (B, m) float64.
+
+    Returns:
+        Gradients: q (B, n) and b (B, m) per lane; P and A summed over the lanes if shared. P's
+        is symmetric.
+    """
+    system, atoms = _linearize(program, cones, anchor)
+    scaling = anchor.scaling
+    # x = D x^ / beta and so on: cotangents scale as the variables do.
+    x_bar, y_bar, s_bar = scaling.unscale(x_bar, y_bar, s_bar)
+    rows = cones.apply_derivative(atoms, y_bar + s_bar) - s_bar
+    gx, gz = system.solve_transpose(-x_bar, -rows)
+    gx, gz = gx * scaling.d * scaling.dual, gz * scaling.e * scaling.primal
+    shared_A = program.A.matrix.ndim == 2
+    A_bar = outer(anchor.y, gx, shared_A) + outer(gz, anchor.x, shared_A)
+    P_bar = None
+    if program.P is not None:
+        half = outer(gx, anchor.x, program.P.ndim == 2)
+        P_bar = 0.5 * (half + mx.swapaxes(half, -1, -2))
+    return Gradients(P_bar, gx, A_bar, -gz)

@@ -1,0 +1,309 @@
+"""The public solve, under every MLX transform: the one place that knows `mx.custom_function`.
+
+The custom function takes the data as explicit arguments (an array captured by closure would get
+gradient zero) and returns everything the derivatives need. Its forward pass runs the loop on
+detached inputs if they can be evaluated. Under vmap they cannot: it then returns placeholders of
+the right shapes, and the vmap rule solves the whole batch on real arrays. A placeholder that is
+evaluated after all (mx.compile) raises.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Mapping
+from typing import Any
+
+import mlx.core as mx
+
+from mlxcone import derivative, problem
+from mlxcone._linalg import on_cpu, poison
+from mlxcone.cones.product import Cones, Product
+from mlxcone.derivative import Anchor
+from mlxcone.equilibrate import Scaling
+from mlxcone.operators import Rectangular
+from mlxcone.problem import Program, reorder
+from mlxcone.settings import Settings
+from mlxcone.solution import Info, Solution
+from mlxcone.solve import Outcome, run
+from mlxcone.status import SolverError, Status
+
+# Ranks of the arguments P, q, A, b and of the warm start x, y, s without a batch axis.
+_RANKS = (2, 1, 2, 1, 1, 1, 1)
+_DIFFERENTIABLE = 3  # x, y and s come first in the outcome
+
+
+def _detached(array: mx.array) -> mx.array:
+    """A copy that remembers no graph; raises where arrays cannot be evaluated."""
+    if array.size == 0:
+        return mx.zeros(array.shape, dtype=array.dtype)
+    return mx.array(memoryview(array), dtype=array.dtype)
+
+
+def _lanes(arguments: tuple[mx.array, ...]) -> int:
+    sizes = [a.shape[0] for a, rank in zip(arguments, _RANKS, strict=False) if a.ndim > rank]
+    return sizes[0] if sizes else 1
+
+
+@on_cpu
+def _program(arguments: tuple[mx.array, ...], has_P: bool) -> Program:
+    """Float64 program with every vector batched; a float64 graph of the arguments."""
+    total = _lanes(arguments)
+    P, q, A, b = (a.astype(mx.float64) for a in arguments[:4])
+    if P.ndim == 3 or has_P:
+        P = 0.5 * (P + mx.swapaxes(P, -1, -2))
+    q, b = (mx.broadcast_to(v, (total, v.shape[-1])) for v in (q, b))
+    return Program(P if has_P else None, q, Rectangular.of(A), b)
+
+
+def _flat(outcome: Outcome) -> tuple[mx.array, ...]:
+    return (*outcome[:9], *outcome.scaling, outcome.inverse)
+
+
+def _anchor(outputs: Any) -> Anchor:
+    return Anchor(*outputs[:3], Scaling(*outputs[9:13]), outputs[13])
+
+
+def _placeholder(lanes: int, n: int, m: int) -> tuple[mx.array, ...]:
+    """Arrays of the shapes and dtypes of `_flat`, which raise when evaluated."""
+    with mx.stream(mx.cpu):  # type: ignore[arg-type]
+        raises = poison()
+        wide = [(lanes, n), (lanes, m), (lanes, m)]
+        counts = [(lanes,)] * 3
+        rest = [(lanes,)] * 3 + [(lanes, n), (lanes, m), (lanes, 1), (lanes, 1), (lanes, n, n)]
+        real = lambda shape: mx.broadcast_to(raises.astype(mx.float64), shape)  # noqa: E731
+        count = [mx.broadcast_to(raises.astype(mx.int32), shape) for shape in counts]
+        return (*map(real, wide), *count, *map(real, rest))
+
+
+def _check(outcome: Outcome, settings: Settings) -> None:
+    if settings.on_failure != "raise":
+        return
+    codes: Any = outcome.status.tolist()
+    failed = {lane: Status(code) for lane, code in enumerate(codes) if code <= 0}
+    if failed:
+        raise SolverError(failed)
+
+
+@functools.lru_cache(maxsize=256)
+def _solver(cones: Cones, settings: Settings, has_P: bool, warm: bool) -> Any:
+    """The custom function of (P, q, A, b[, x, y, s]) for one kind of problem."""
+    product = Product(cones)
+
+    def forward(*arguments: mx.array) -> tuple[mx.array, ...]:
+        try:
+            detached = tuple(_detached(a) for a in arguments)
+        except (RuntimeError, ValueError) as error:
+            if "transform" not in str(error):
+                raise
+            return _placeholder(_lanes(arguments), arguments[1].shape[-1], product.rows)
+        start = None
+        total = _lanes(arguments)
+        if warm:
+            wide = (on_cpu(a.astype)(mx.float64) for a in detached[4:])
+            start = tuple(mx.broadcast_to(v, (total, v.shape[-1])) for v in wide)
+        outcome = run(
+            _program(detached, has_P), product, settings, mx.default_device(), start  # type: ignore[arg-type]
+        )
+        _check(outcome, settings)
+        return _flat(outcome)
+
+    solve = mx.custom_function(forward)
+
+    @solve.vjp
+    def solve_vjp(primals: Any, cotangents: Any, outputs: Any) -> Any:
+        return _pull_back(primals, cotangents, outputs, product, has_P)
+
+    @solve.jvp
+    def solve_jvp(primals: Any, tangents: Any) -> Any:
+        outputs = solve(*primals)
+        return _push_forward(primals, tangents, outputs, product, has_P)
+
+    @solve.vmap
+    def solve_vmap(arguments: Any, axes: Any) -> Any:
+        mapped, size, lanes = _merge(arguments, axes)
+        outputs = solve(*mapped)
+        split = tuple(o.reshape(size, lanes, *o.shape[1:]) for o in outputs)
+        return split, tuple(0 for _ in split)
+
+    return solve
+
+
+def _merge(arguments: Any, axes: Any) -> tuple[list[mx.array], int, int]:
+    """Fold the mapped axis into the batch axis; returns the mapped and the inner batch size."""
+    moved = [
+        (a if axis is None else mx.moveaxis(a, axis, 0), axis is not None)
+        for a, axis in zip(arguments, axes, strict=True)
+    ]
+    size = next(a.shape[0] for a, mapped in moved if mapped)
+    inner = [
+        a.shape[1 if mapped else 0]
+        for (a, mapped), rank in zip(moved, _RANKS, strict=False)
+        if a.ndim - mapped > rank
+    ]
+    lanes = inner[0] if inner else 1
+    merged = []
+    for (a, mapped), rank in zip(moved, _RANKS, strict=False):
+        core = a.shape[a.ndim - rank :]
+        batched = a.ndim - mapped > rank
+        if mapped or batched:
+            if not mapped:
+                a = a[None]
+            elif not batched:
+                a = a[:, None]
+            a = mx.broadcast_to(a, (size, lanes, *core)).reshape(size * lanes, *core)
+        merged.append(a)
+    return merged, size, lanes
+
+
+@on_cpu
+def _pull_back(
+    primals: Any, cotangents: Any, outputs: Any, product: Product, has_P: bool
+) -> tuple[mx.array, ...]:
+    """Cotangents of the arguments, in their shapes and dtypes."""
+    program, anchor = _program(primals[:4], has_P), _anchor(outputs)
+    solved = (outputs[3] > 0)[:, None]
+    bars = [c.astype(mx.float64) for c in cotangents[:_DIFFERENTIABLE]]
+    touched = functools.reduce(
+        mx.logical_or, (mx.any(c != 0, axis=1, keepdims=True) for c in bars if c.shape[1])
+    )
+    # A lane without a solution has no gradient: NaN if one is asked for, nothing if not.
+    anchor = _harmless(anchor, solved)
+    bars = [mx.where(solved, c, 0.0) for c in bars]
+    grads = derivative.adjoint(program, product, anchor, *bars)
+    poisoned = mx.where(touched & mx.logical_not(solved), mx.nan, 0.0)
+    q_bar, b_bar = grads.q + poisoned, grads.b + poisoned
+    whole = poisoned[..., None]
+    A_bar = grads.A + (mx.sum(whole) if grads.A.ndim == 2 else whole)
+    if grads.P is None:
+        P_bar = mx.zeros_like(primals[0])
+    else:
+        P_bar = grads.P + (mx.sum(whole) if grads.P.ndim == 2 else whole)
+    shaped = []
+    for bar, argument, rank in zip((P_bar, q_bar, A_bar, b_bar), primals, _RANKS, strict=False):
+        shaped.append((mx.sum(bar, axis=0) if bar.ndim > argument.ndim else bar).astype(argument.dtype))
+    return (*shaped, *(mx.zeros_like(a) for a in primals[4:]))
+
+
+def _harmless(anchor: Anchor, solved: mx.array) -> Anchor:
+    """NaN must not meet the products of the lanes beside it."""
+    x, y, s = (mx.where(solved, v, 0.0) for v in anchor[:3])
+    return anchor._replace(x=x, y=y, s=s)
+
+
+@on_cpu
+def _push_forward(
+    primals: Any, tangents: Any, outputs: Any, product: Product, has_P: bool
+) -> tuple[mx.array, ...]:
+    """Tangents of the outputs; what is not x, y or s has none."""
+    program, anchor = _program(primals[:4], has_P), _anchor(outputs)
+    solved = (outputs[3] > 0)[:, None]
+    dP, dq, dA, db = (
+        mx.zeros(p.shape, dtype=mx.float64) if t is None else t.astype(mx.float64)
+        for p, t in zip(primals[:4], tangents, strict=False)
+    )
+    moved = derivative.tangent(
+        program, product, _harmless(anchor, solved), dP if has_P else None, dq, dA, db
+    )
+    first = tuple(mx.where(solved, v, mx.nan) for v in moved)
+    return (*first, *(mx.zeros_like(o) for o in outputs[_DIFFERENTIABLE:]))
+
+
+def solve(
+    P: Any,
+    q: Any,
+    A: Any,
+    b: Any,
+    cones: Cones | Mapping[str, Any],
+    *,
+    warm_start: Solution | tuple[mx.array, mx.array, mx.array] | None = None,
+    settings: Settings | None = None,
+    **overrides: Any,
+) -> Solution:
+    r"""Solve a batch of cone programs, differentiably.
+
+    .. math::
+        \text{minimize } \tfrac12 x^T P x + q^T x \quad
+        \text{subject to } A x + s = b,\ s \in K
+
+    Operator splitting in float32 (O'Donoghue 2021, arXiv 2004.02177; Stellato et al. 2020), then
+    semismooth Newton in float64; derivatives by the implicit function theorem (arXiv 1904.09043).
+    Works under ``mx.grad``, ``value_and_grad``, ``vjp``, ``jvp``, ``vmap`` and ``checkpoint``;
+    under ``mx.compile`` evaluation raises.
+
+    Args:
+        P: None, ``(n, n)`` or ``(B, n, n)``; positive semidefinite, its symmetric part is used.
+        q: ``(n,)`` or ``(B, n)``.
+        A: ``(m, n)`` or ``(B, m, n)``.
+        b: ``(m,)`` or ``(B, m)``. Each may be an mx.array, NumPy or SciPy sparse; what has no
+            batch axis is shared by all problems.
+        cones: `Cones` or an SCS dict; rows of A in that order.
+        warm_start: a previous `Solution` or (x, y, s) of this shape; carries no gradient.
+        settings (Settings): see there; ``overrides`` replace single ones.
+
+    Returns:
+        Solution: x, y, s of the dtype of the data (float64 if any argument is), ``info`` with a
+        status per problem. Never raises for a problem without a solution unless
+        ``on_failure="raise"``. The gradient of such a lane is NaN, or zero if its cotangent is.
+
+    Raises:
+        ValueError: a shape, a cone or a setting does not fit; the message names it.
+        TypeError: an argument is not a real numeric array.
+        SolverError: with ``on_failure="raise"``, naming the lanes.
+    """
+    cones = Cones.of(cones)
+    settings = (settings or Settings()).override(overrides)
+    args = problem.validate(P, q, A, b, cones.rows)
+    product = Product(cones)
+    # P = None still needs a place among the arguments.
+    stand_in = mx.zeros((1, 1), dtype=args.q.dtype) if args.P is None else args.P
+    data = [stand_in, args.q, reorder(args.A, product.order, -2), reorder(args.b, product.order, -1)]
+    if warm_start is not None:
+        data += _warm(warm_start, args, product)
+    outputs = _solver(cones, settings, args.P is not None, warm_start is not None)(*data)
+    return _solution(outputs, args, product, settings)
+
+
+def _warm(
+    start: Any, args: problem.Arguments, product: Product
+) -> list[mx.array]:
+    m, n = args.A.shape[-2:]
+    out = []
+    for name, value, size in zip("xys", start, (n, m, m), strict=False):
+        array = problem.as_array(f"warm_start.{name}", value)
+        shapes = [(size,)] + ([] if args.batch is None else [(args.batch, size)])
+        if tuple(array.shape) not in shapes:
+            raise ValueError(f"warm_start.{name}: expected shape {shapes[-1]}, got {array.shape}")
+        out.append(array if name == "x" else reorder(array, product.order, -1))
+    return out
+
+
+@on_cpu
+def _solution(
+    outputs: Any, args: problem.Arguments, product: Product, settings: Settings
+) -> Solution:
+    x, y, s, status, iterations, factorizations, *residuals = outputs[:9]
+    y, s = (reorder(v, product.inverse, -1) for v in (y, s))
+    solved = (status > 0)[:, None]
+    if settings.on_failure == "nan":
+        x, y, s = (mx.where(solved, v, mx.nan) for v in (x, y, s))
+    # An ordinary expression of x and the data: it is differentiable like them.
+    q = args.q.astype(mx.float64)
+    objective = mx.sum(q * x, axis=1)
+    if args.P is not None:
+        P = args.P.astype(mx.float64)
+        Px = x @ P if P.ndim == 2 else (x[:, None, :] @ P)[:, 0]
+        objective = objective + 0.5 * mx.sum(x * Px, axis=1)
+    nothing = mx.array(mx.nan, dtype=mx.float64)
+    objective = mx.where(solved[:, 0], objective, nothing)
+    residuals = [mx.where(solved[:, 0], r, nothing) for r in residuals]
+    info = Info(
+        status,
+        iterations,
+        factorizations,
+        *(r.astype(args.q.dtype) for r in residuals),
+        objective.astype(args.q.dtype),
+    )
+    x, y, s = (v.astype(args.q.dtype) for v in (x, y, s))
+    if args.batch is None:
+        return Solution(x[0], y[0], s[0], Info(*(v[0] for v in info)))
+    return Solution(x, y, s, info)

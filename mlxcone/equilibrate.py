@@ -1,0 +1,124 @@
+"""Ruiz equilibration and normalization (Ruiz 2001; O'Donoghue 2021, section 5; uniform in a cone).
+
+With d, e > 0 and scalars beta (primal) and gamma (dual):
+
+    A^ = E A D,  P^ = (gamma / beta) D P D,  q^ = gamma D q,  b^ = beta E b,
+    x = D x^ / beta,  y = E y^ / gamma,  s = E^-1 s^ / beta.
+
+All factors are powers of two, so scaling and unscaling are exact.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import mlx.core as mx
+
+from mlxcone.cones.product import Product
+from mlxcone.operators import Rectangular
+from mlxcone.problem import Program, take_lanes
+
+_PASSES = 10
+_LEAST, _MOST = 2.0**-14, 2.0**14
+
+
+class Scaling(NamedTuple):
+    """d (1 or B, n), e (1 or B, m), primal and dual (B, 1)."""
+
+    d: mx.array
+    e: mx.array
+    primal: mx.array
+    dual: mx.array
+
+    def take(self, lanes: mx.array) -> Scaling:
+        """The factors of some lanes."""
+        d, e = (take_lanes(a, lanes, 2) for a in (self.d, self.e))
+        return Scaling(d, e, self.primal[lanes], self.dual[lanes])
+
+    def astype(self, dtype: mx.Dtype) -> Scaling:
+        """In another dtype; powers of two survive."""
+        return Scaling(*(a.astype(dtype) for a in self))
+
+    def unscale(
+        self, x: mx.array, y: mx.array, s: mx.array
+    ) -> tuple[mx.array, mx.array, mx.array]:
+        """From equilibrated to original variables."""
+        return x * self.d / self.primal, y * self.e / self.dual, s / (self.e * self.primal)
+
+    def scale(self, x: mx.array, y: mx.array, s: mx.array) -> tuple[mx.array, mx.array, mx.array]:
+        """From original to equilibrated variables."""
+        return x * self.primal / self.d, y * self.dual / self.e, s * self.e * self.primal
+
+
+def _power_of_two(value: mx.array) -> mx.array:
+    return mx.power(mx.array(2.0, dtype=value.dtype), mx.round(mx.log2(value)))
+
+
+def _inverse_root(norms: mx.array) -> mx.array:
+    """1 / sqrt(norm), 1 where a row or column is empty."""
+    return mx.where(norms > 0, mx.rsqrt(mx.maximum(norms, 1e-30)), 1.0)
+
+
+def _largest(matrix: mx.array, axis: int) -> mx.array:
+    return mx.max(matrix, axis=axis) if matrix.size else mx.zeros(matrix.shape[:-2] + (1,))
+
+
+def _ruiz(program: Program, cones: Product) -> tuple[mx.array, mx.array]:
+    # float32 is plenty for factors that are rounded to powers of two.
+    A = mx.abs(program.A.matrix).astype(mx.float32)
+    A = A if A.ndim == 3 else A[None]
+    P = None
+    if program.P is not None:
+        P = mx.abs(program.P).astype(mx.float32)
+        P = P if P.ndim == 3 else P[None]
+    lanes = max(A.shape[0], 1 if P is None else P.shape[0])
+    d = mx.ones((lanes, program.n), dtype=mx.float32)
+    e = mx.ones((lanes, program.m), dtype=mx.float32)
+    for _ in range(_PASSES):
+        scaled = A * e[:, :, None] * d[:, None, :]
+        column = _largest(scaled, 1)
+        if P is not None:
+            column = mx.maximum(column, _largest(P * d[:, :, None] * d[:, None, :], 1))
+        row = cones.uniform(_largest(scaled, 2))
+        d = mx.clip(d * _inverse_root(column), _LEAST, _MOST)
+        e = mx.clip(e * _inverse_root(row), _LEAST, _MOST)
+    return _power_of_two(d), _power_of_two(e)
+
+
+def _normalizer(*vectors: mx.array) -> mx.array:
+    """1 / largest entry, as a power of two; 1 when all is zero."""
+    largest = mx.max(mx.concatenate([mx.abs(v) for v in vectors], axis=1), axis=1, keepdims=True)
+    return mx.where(largest > 0, _power_of_two(1.0 / mx.maximum(largest, 1e-30)), 1.0)
+
+
+def equilibrate(program: Program, cones: Product, normalize: bool) -> Scaling:
+    """Scaling factors of a float64 program; all ones if ``normalize`` is off."""
+    dtype = program.q.dtype
+    if normalize:
+        d, e = (a.astype(dtype) for a in _ruiz(program, cones))
+        if program.P is None:
+            primal = _normalizer(program.b * e)
+            dual = _normalizer(program.q * d)
+        else:
+            # One factor for both keeps P^ = D P D: a shared P stays shared.
+            primal = dual = _normalizer(program.b * e, program.q * d)
+        return Scaling(d, e, primal, dual)
+    ones = mx.ones((program.lanes, 1), dtype=dtype)
+    d, e = mx.ones((1, program.n), dtype=dtype), mx.ones((1, program.m), dtype=dtype)
+    return Scaling(d, e, ones, ones)
+
+
+def apply(scaling: Scaling, program: Program) -> Program:
+    """The equilibrated program."""
+    d, e = scaling.d, scaling.e
+    if program.A.matrix.ndim == 2 and d.shape[0] == 1:
+        A = program.A.matrix * e[0][:, None] * d[0][None, :]
+    else:
+        A = program.A.matrix * e[:, :, None] * d[:, None, :]
+    P = program.P
+    if P is not None:
+        shared = P.ndim == 2 and d.shape[0] == 1
+        P = P * d[0][:, None] * d[0][None, :] if shared else P * d[:, :, None] * d[:, None, :]
+    return Program(
+        P, program.q * d * scaling.dual, Rectangular.of(A), program.b * e * scaling.primal
+    )

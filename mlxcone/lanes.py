@@ -1,0 +1,39 @@
+"""Working on part of a batch: which lanes, and how to take and put them back.
+
+Sub-batches are padded to powers of two by repeating a lane, so that shapes repeat.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+import mlx.core as mx
+
+
+def where_true(mask: mx.array) -> list[int]:
+    """Lanes where a boolean array (B,) holds; evaluates it."""
+    return [lane for lane, holds in enumerate(mask.tolist()) if holds]  # type: ignore[arg-type]
+
+
+def bucket(lanes: Iterable[int], total: int) -> mx.array:
+    """Indices of the lanes, padded to a power of two or to all of them."""
+    chosen = list(lanes)
+    size = 1
+    while size < len(chosen):
+        size *= 2
+    size = min(size, max(total, len(chosen)))
+    return mx.array(chosen + chosen[:1] * (size - len(chosen)), dtype=mx.int32)
+
+
+def take(tree: Any, lanes: mx.array) -> Any:
+    """The lanes of a NamedTuple whose fields all carry every lane."""
+    return type(tree)(*(field[lanes] for field in tree))
+
+
+def put(array: mx.array, lanes: mx.array, values: mx.array) -> mx.array:
+    """A copy of ``array`` with some lanes replaced."""
+    # A copy first: item assignment on a NamedTuple's field would reach its other holders.
+    copy = mx.array(array)
+    copy[lanes] = values
+    return copy

@@ -1,0 +1,180 @@
+"""The splitting loop: chunks of iterations, checks, frozen lanes, adaptive scale."""
+
+from __future__ import annotations
+
+import functools
+import time
+from typing import NamedTuple
+
+import mlx.core as mx
+
+from mlxcone import admm, lanes, residuals
+from mlxcone.admm import State
+from mlxcone.anderson import Memory
+from mlxcone.cones.product import Product
+from mlxcone.equilibrate import Scaling
+from mlxcone.problem import Program
+from mlxcone.report import Table
+from mlxcone.residuals import dot, norm
+from mlxcone.settings import Settings
+
+_SCALE_BAND = 5.0  # rebalance when the scale is off by more (OSQP, section 5.2)
+_DRIFT = 1e-2  # how closely a drift must resemble a certificate to be worth a try
+
+
+class Splitting(NamedTuple):
+    """Lanes under splitting, all float64: x (B, n), w (B, m), scale (B, 1), the drift of x and y
+    over the last chunk, iterations (B,), and whether the drift resembles a certificate (B,)."""
+
+    x: mx.array
+    w: mx.array
+    scale: mx.array
+    dx: mx.array
+    dy: mx.array
+    iterations: mx.array
+    drifts: mx.array
+
+
+def cold(program: Program, settings: Settings) -> Splitting:
+    """Every lane at zero."""
+    total, dtype = program.lanes, program.q.dtype
+    x = mx.zeros((total, program.n), dtype=dtype)
+    w = mx.zeros((total, program.m), dtype=dtype)
+    scale = mx.full((total, 1), settings.scale, dtype=dtype)
+    count = mx.zeros((total,), dtype=mx.int32)
+    return Splitting(x, w, scale, x, w, count, count > 0)
+
+
+def warm(
+    program: Program, cones: Product, settings: Settings, x: mx.array, y: mx.array, s: mx.array
+) -> Splitting:
+    """Every lane at an equilibrated (x, y, s)."""
+    work = cold(program, settings)
+    state = admm.join(admm.row_weights(work.scale, cones), x, y, s)
+    return work._replace(x=state.x, w=state.w)
+
+
+def _drifts(program: Program, cones: Product, dx: mx.array, dy: mx.array) -> mx.array:
+    """Whether the successive difference resembles a certificate (Banjac et al. 2019)."""
+    y = cones.project_dual(dy)
+    value = -dot(program.b, y)
+    off = norm(program.A.transpose_times(y)) + norm(y - dy)
+    infeasible = (value > 0) & (off <= _DRIFT * value)
+    Ax = program.A.times(dx)
+    value = -dot(program.q, dx)
+    off = norm(program.P_times(dx)) + norm(Ax + cones.project(-Ax))
+    return infeasible | ((value > 0) & (off <= _DRIFT * value))
+
+
+def _operator(
+    program: Program, cones: Product, settings: Settings, scale: mx.array, dtype: mx.Dtype
+) -> admm.Operator:
+    matrices = [program.A.matrix] if program.P is None else [program.A.matrix, program.P]
+    shared = all(a.ndim == 2 for a in matrices)
+    if shared and bool(mx.all(scale == scale[0]).item()):
+        scale = scale[:1]  # one factor serves every lane
+    return admm.operator(program, cones, scale, settings.rho_x, settings.alpha, dtype)
+
+
+class Loop:
+    """Splitting on some lanes in one dtype, until each is ready, drifts, or the budget is spent.
+
+    Args:
+        program (Program): equilibrated, float64, the lanes to iterate.
+        scaling (Scaling): its factors.
+        cones (Product): the cones.
+        settings (Settings): relaxation, cadence, acceleration.
+        dtype (mx.Dtype): arithmetic of the iteration.
+        device (mx.Device): where float32 iterations run; float64 exists on the CPU only.
+    """
+
+    def __init__(
+        self,
+        program: Program,
+        scaling: Scaling,
+        cones: Product,
+        settings: Settings,
+        dtype: mx.Dtype,
+        device: mx.Device,
+    ) -> None:
+        self.program, self.cones, self.settings, self.dtype = program, cones, settings, dtype
+        self.device = device if dtype == mx.float32 else mx.Device(mx.DeviceType.cpu)
+        self.small, self.factors = program.astype(dtype), scaling.astype(dtype)
+
+    def _chunk(
+        self, op: admm.Operator, state: State, memory: Memory | None, steps: int
+    ) -> tuple[State, Memory | None]:
+        while steps > 0:
+            some = min(steps, self.settings.acceleration_interval)
+            accelerate = memory if some > 2 else None
+            state, kept = admm.advance(self.cones, op, state, accelerate, some)
+            memory = kept if accelerate is not None else memory
+            steps -= some
+        return state, memory
+
+    def _memory(self, state: State) -> Memory | None:
+        lookback = self.settings.acceleration_lookback
+        return Memory.empty(mx.concatenate(state, axis=1), lookback) if lookback else None
+
+    def run(
+        self, work: Splitting, budget: int, handover: float, table: Table, deadline: float
+    ) -> Splitting:
+        """Iterate; lanes freeze as soon as their relative residual is at most ``handover``."""
+        cones, wide = self.cones, work.x.dtype
+        op = _operator(self.program, cones, self.settings, work.scale, self.dtype)
+        state = State(work.x.astype(self.dtype), work.w.astype(self.dtype))
+        memory = self._memory(state)
+        before = admm.split(cones, op.weights, state)
+        active = mx.ones((work.x.shape[0],), dtype=mx.bool_)
+        done = 0
+        while done < budget and time.monotonic() < deadline:
+            steps = min(self.settings.check_interval, budget - done)
+            done += steps
+            with mx.stream(self.device):
+                moved, memory = self._chunk(op, state, memory, steps)
+                now = admm.split(cones, op.weights, moved)
+                result = residuals.measure(self.small, self.factors, *now, 0.0, 1.0)
+                dx, dy = now[0] - before[0], now[1] - before[1]
+                drifts = _drifts(self.small, cones, dx, dy)
+            sane = active & mx.isfinite(result.relative)
+            drifts = sane & drifts
+            freeze = functools.partial(mx.where, sane[:, None])
+            state = State(freeze(moved.x, state.x), freeze(moved.w, state.w))
+            work = Splitting(
+                freeze(moved.x.astype(wide), work.x),
+                freeze(moved.w.astype(wide), work.w),
+                work.scale,
+                freeze(dx.astype(wide), work.dx),
+                freeze(dy.astype(wide), work.dy),
+                work.iterations + steps * active.astype(mx.int32),
+                work.drifts | drifts,
+            )
+            worst = [mx.max(mx.where(active, r, 0.0)) for r in result[4:6]]
+            active = sane & (result.relative > handover) & mx.logical_not(drifts)
+            before = now
+            mx.eval(work, state, active, worst, before)
+            left = lanes.where_true(active)
+            table.row("splitting", done, len(left), *(w.item() for w in worst))  # type: ignore[arg-type]
+            if not left:
+                break
+            if self.settings.adaptive_scale and done < budget:
+                scale = self._rebalance(work.scale, active, result)
+                if scale is not None:
+                    work = work._replace(scale=scale)
+                    op = _operator(self.program, cones, self.settings, scale, self.dtype)
+                    fresh = admm.join(op.weights, *now)
+                    pick = functools.partial(mx.where, active[:, None])
+                    state = State(pick(fresh.x, state.x), pick(fresh.w, state.w))
+                    # Lanes that keep their scale keep w too, to the last bit.
+                    memory = self._memory(state)
+        return work
+
+    def _rebalance(
+        self, scale: mx.array, active: mx.array, result: residuals.Residuals
+    ) -> mx.array | None:
+        """New scales, or None if none is off by more than the band."""
+        relative = (r[:, None].astype(scale.dtype) for r in result[4:6])
+        wanted = admm.rebalanced(scale, *relative)
+        off = mx.maximum(wanted / scale, scale / wanted) > _SCALE_BAND
+        change = active[:, None] & off
+        return mx.where(change, wanted, scale) if bool(mx.any(change).item()) else None

@@ -1,0 +1,150 @@
+"""Cone programs as batched arrays: validation at the door, broadcasting, lanes."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import mlx.core as mx
+import numpy as np
+
+from mlxcone.operators import Rectangular, row_times
+
+
+_FLOATS = (mx.float16, mx.bfloat16, mx.float32, mx.float64)
+
+
+class Program(NamedTuple):
+    """minimize 1/2 x'Px + q'x subject to A x + s = b, s in K, for B lanes.
+
+    P is None, (n, n) or (B, n, n); A holds (m, n) or (B, m, n); q is (B, n) and b (B, m). A
+    matrix without the batch axis is shared by all lanes.
+    """
+
+    P: mx.array | None
+    q: mx.array
+    A: Rectangular
+    b: mx.array
+
+    @property
+    def lanes(self) -> int:
+        return self.q.shape[0]
+
+    @property
+    def n(self) -> int:
+        return self.q.shape[1]
+
+    @property
+    def m(self) -> int:
+        return self.b.shape[1]
+
+    def P_times(self, x: mx.array) -> mx.array:
+        """P x, (B, n); P is symmetric."""
+        return mx.zeros_like(x) if self.P is None else row_times(x, self.P)
+
+    def astype(self, dtype: mx.Dtype) -> Program:
+        """All arrays in another dtype."""
+        P = None if self.P is None else self.P.astype(dtype)
+        A = Rectangular(self.A.matrix.astype(dtype), self.A.transposed.astype(dtype))
+        return Program(P, self.q.astype(dtype), A, self.b.astype(dtype))
+
+    def take(self, lanes: mx.array) -> Program:
+        """The sub-batch of some lanes; shared matrices stay shared."""
+        P = None if self.P is None else take_lanes(self.P, lanes, 3)
+        A = Rectangular(*(take_lanes(a, lanes, 3) for a in self.A))
+        return Program(P, self.q[lanes], A, self.b[lanes])
+
+
+def take_lanes(array: mx.array, lanes: mx.array, batched_ndim: int) -> mx.array:
+    """Rows of the batch axis if there is one and it is not broadcast."""
+    if array.ndim < batched_ndim or array.shape[0] == 1:
+        return array
+    return array[lanes]
+
+
+def as_array(name: str, value: Any) -> mx.array:
+    """An mx.array of a float dtype; NumPy float64 and SciPy sparse matrices keep float64.
+
+    Raises:
+        TypeError: not numeric, or complex.
+    """
+    if hasattr(value, "toarray"):
+        value = value.toarray()
+    if not isinstance(value, mx.array):
+        host = np.asarray(value)
+        if host.dtype.kind not in "fiub":
+            raise TypeError(f"{name}: expected a real array, got dtype {host.dtype}")
+        # Only NumPy says float64 by intent; lists of Python floats do as well as anything in MLX.
+        wide = host.dtype == np.float64 and isinstance(value, (np.ndarray, np.generic))
+        value = mx.array(host, dtype=mx.float64 if wide else mx.float32)
+    if value.dtype in _FLOATS:
+        return value
+    if value.dtype == mx.complex64:
+        raise TypeError(f"{name}: expected a real array, got complex64")
+    return value.astype(mx.float32)
+
+
+class Arguments(NamedTuple):
+    """Validated arguments of a solve and the batch size they imply (None: unbatched)."""
+
+    P: mx.array | None
+    q: mx.array
+    A: mx.array
+    b: mx.array
+    batch: int | None
+
+
+def validate(P: Any, q: Any, A: Any, b: Any, rows: int) -> Arguments:
+    """Check shapes and agree on one dtype.
+
+    Args:
+        P: None, (n, n) or (B, n, n), symmetric.
+        q: (n,) or (B, n).
+        A: (m, n) or (B, m, n).
+        b: (m,) or (B, m).
+        rows (int): rows the cones occupy.
+
+    Raises:
+        ValueError: a shape does not fit; the message names the argument.
+        TypeError: an argument is not a real numeric array.
+    """
+    A, q, b = as_array("A", A), as_array("q", q), as_array("b", b)
+    P = None if P is None else as_array("P", P)
+    if A.ndim not in (2, 3):
+        raise ValueError(f"A: expected shape (m, n) or (B, m, n), got {A.shape}")
+    m, n = A.shape[-2:]
+    if m != rows:
+        raise ValueError(f"A: expected {rows} rows, the sum of the cones, got shape {A.shape}")
+    expected = {"q": (q, (n,)), "b": (b, (m,))}
+    if P is not None:
+        expected["P"] = (P, (n, n))
+    for name, (array, shape) in expected.items():
+        if array.shape[-len(shape) :] != shape or array.ndim - len(shape) not in (0, 1):
+            dims = ", ".join(map(str, shape))
+            raise ValueError(
+                f"{name}: expected shape ({dims}) or (B, {dims}), got {tuple(array.shape)}"
+            )
+    if n == 0:
+        raise ValueError("q: expected at least one variable, got n = 0")
+    arrays = {"A": (A, 3), "q": (q, 2), "b": (b, 2), "P": (P, 3)}
+    sizes = {
+        name: array.shape[0]
+        for name, (array, ndim) in arrays.items()
+        if array is not None and array.ndim == ndim
+    }
+    if len(set(sizes.values())) > 1:
+        raise ValueError(f"inconsistent batch sizes: {sizes}")
+    batch = next(iter(sizes.values()), None)
+    if batch == 0:
+        raise ValueError(f"{next(iter(sizes))}: the batch is empty")
+    present = [a for a, _ in arrays.values() if a is not None]
+    wide = any(a.dtype == mx.float64 for a in present)
+    dtype = mx.float64 if wide else mx.float32
+    # float16 and bfloat16 are computed in float32, which holds their numbers exactly.
+    P = None if P is None else P.astype(dtype)
+    return Arguments(P, q.astype(dtype), A.astype(dtype), b.astype(dtype), batch)
+
+
+def reorder(array: mx.array, order: Sequence[int] | None, axis: int) -> mx.array:
+    """Reorder rows; None leaves them."""
+    return array if order is None else mx.take(array, mx.array(list(order)), axis=axis)

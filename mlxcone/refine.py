@@ -1,0 +1,181 @@
+"""Refinement in float64 on the CPU stream: semismooth Newton on F(x, z) = 0, then multipliers."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+import mlx.core as mx
+
+from mlxcone import kkt, lanes, multipliers, residual_map, residuals
+from mlxcone.cones.product import Product
+from mlxcone.equilibrate import Scaling
+from mlxcone.problem import Program
+from mlxcone.settings import Settings
+
+_STALL = 3  # Newton steps without halving the violation before a lane gives up
+_STALE = 1e-3  # change of an eigenvalue of D after which a factor no longer serves
+
+
+class Refinement:
+    """Lanes under refinement: the best (x, z) of each, its violation, and the last factor.
+
+    Args:
+        program (Program): equilibrated, float64.
+        scaling (Scaling): its factors.
+        cones (Product): the cones.
+        settings (Settings): tolerances and budgets.
+        x, y, s (mx.array): starting iterate, equilibrated, float64.
+        deadline (float): value of ``time.monotonic()`` at which to stop.
+    """
+
+    def __init__(
+        self,
+        program: Program,
+        scaling: Scaling,
+        cones: Product,
+        settings: Settings,
+        x: mx.array,
+        y: mx.array,
+        s: mx.array,
+        deadline: float,
+    ) -> None:
+        self.program, self.scaling, self.cones = program, scaling, cones
+        self.settings, self.deadline = settings, deadline
+        self.x, self.z = x, y - s
+        self.violation = self._judge(None, x, cones.project_dual(self.z), self.z)
+        n = program.n
+        self.inverse = mx.zeros((program.lanes, n, n), dtype=x.dtype)
+        # NaN differs from everything: no lane has a factor yet.
+        self.factored_at = cones.eigenvalues(cones.derivative(self.z)) * mx.nan
+        self.factorizations = mx.zeros((program.lanes,), dtype=mx.int32)
+        mx.eval(self.violation)
+
+    def _judge(
+        self, chosen: mx.array | None, x: mx.array, y: mx.array, z: mx.array
+    ) -> mx.array:
+        """Violation of (x, y = Pi(z), s = y - z) in original units."""
+        program = self.program if chosen is None else self.program.take(chosen)
+        scaling = self.scaling if chosen is None else self.scaling.take(chosen)
+        result = residuals.measure(
+            program, scaling, x, y, y - z, self.settings.eps_abs, self.settings.eps_rel
+        )
+        return mx.where(mx.isnan(result.violation), mx.inf, result.violation)
+
+    def unsolved(self) -> list[int]:
+        """Lanes whose violation exceeds 1."""
+        return lanes.where_true(self.violation > 1.0)
+
+    def adopt(self, other: Refinement) -> None:
+        """Take the lanes in which another refinement of the same program did better."""
+        better = other.violation < self.violation
+        pick = [better.reshape(-1, *[1] * k) for k in range(3)]
+        self.x = mx.where(pick[1], other.x, self.x)
+        self.z = mx.where(pick[1], other.z, self.z)
+        self.violation = mx.where(pick[0], other.violation, self.violation)
+        self.inverse = mx.where(pick[2], other.inverse, self.inverse)
+        self.factored_at = mx.where(pick[1], other.factored_at, self.factored_at)
+        self.factorizations = self.factorizations + other.factorizations
+
+    def _keep(self, chosen: mx.array, x: mx.array, z: mx.array, violation: mx.array) -> mx.array:
+        """Keep what is better than the best so far; returns where."""
+        better = violation < self.violation[chosen]
+        self.x = lanes.put(
+            self.x, chosen, mx.where(better[:, None], x, self.x[chosen])
+        )
+        self.z = lanes.put(self.z, chosen, mx.where(better[:, None], z, self.z[chosen]))
+        self.violation = lanes.put(
+            self.violation, chosen, mx.where(better, violation, self.violation[chosen])
+        )
+        return better
+
+    def _factor(self, chosen: mx.array, program: Program, z: mx.array) -> tuple[Any, mx.array]:
+        atoms = self.cones.derivative(z)
+        inverse, ok = kkt.reduced_inverse(program, self.cones, atoms)
+        inverse = mx.where(ok[:, None, None], inverse, mx.zeros_like(inverse))
+        self.inverse = lanes.put(self.inverse, chosen, inverse)
+        at = self.cones.eigenvalues(atoms)
+        self.factored_at = lanes.put(self.factored_at, chosen, at)
+        self.factorizations = lanes.put(
+            self.factorizations, chosen, self.factorizations[chosen] + 1
+        )
+        return atoms, inverse
+
+    def newton(self, which: list[int], steps: int) -> None:
+        """Full Newton steps on some lanes; each stops when it is solved or stalls."""
+        if not which:
+            return
+        total = self.program.lanes
+        chosen = lanes.bucket(which, total)
+        program = self.program.take(chosen) if len(which) < total else self.program
+        x, z = self.x[chosen], self.z[chosen]
+        reference, idle = self.violation[chosen], mx.zeros((chosen.shape[0],), dtype=mx.int32)
+        for _ in range(steps):
+            atoms, inverse = self._factor(chosen, program, z)
+            system = kkt.Jacobian(program, self.cones, atoms, inverse, sweeps=1)
+            dx, dz = system.solve(*residual_map.evaluate(program, self.cones, x, z))
+            x, z = x - dx, z - dz
+            violation = self._judge(chosen, x, self.cones.project_dual(z), z)
+            self._keep(chosen, x, z, violation)
+            progress = violation < 0.5 * reference
+            reference = mx.where(progress, violation, reference)
+            idle = mx.where(progress, 0, idle + 1)
+            mx.eval(x, z, idle, self.x, self.z, self.violation, self.inverse, self.factored_at)
+            left = lanes.where_true((violation > 1.0) & (idle < _STALL))
+            if not left or time.monotonic() > self.deadline:
+                return
+            if len(left) < chosen.shape[0]:
+                keep = lanes.bucket(left, chosen.shape[0])
+                if keep.shape[0] < chosen.shape[0]:
+                    chosen, program = chosen[keep], program.take(keep)
+                    x, z, reference, idle = x[keep], z[keep], reference[keep], idle[keep]
+
+    def multipliers(self, which: list[int], most: int) -> None:
+        """Proximal multipliers on some lanes, then Newton to finish."""
+        if not which or most == 0:
+            return
+        chosen = lanes.bucket(which, self.program.lanes)
+        program = self.program.take(chosen)
+
+        def judge(some: mx.array, x: mx.array, y: mx.array, s: mx.array) -> mx.array:
+            return self._judge(chosen[some], x, y, y - s)
+
+        z = self.z[chosen]
+        best, count = multipliers.solve(
+            program,
+            self.cones,
+            self.x[chosen],
+            self.cones.project_dual(z),
+            judge,
+            most,
+            self.deadline,
+        )
+        self._keep(chosen, best.x, best.y - best.s, best.violation)
+        self.factorizations = lanes.put(
+            self.factorizations, chosen, self.factorizations[chosen] + count
+        )
+        mx.eval(self.x, self.z, self.violation)
+        self.newton(which, 3)
+
+    def finish(self) -> None:
+        """One more step on the last factor; a factor that fits for every solved lane."""
+        atoms = self.cones.derivative(self.z)
+        moved = mx.abs(self.cones.eigenvalues(atoms) - self.factored_at)
+        fits = mx.all(moved <= _STALE, axis=1)  # False for NaN
+        stale = lanes.where_true(mx.logical_not(fits) & (self.violation <= 1e3))
+        if stale:
+            chosen = lanes.bucket(stale, self.program.lanes)
+            self._factor(chosen, self.program.take(chosen), self.z[chosen])
+        system = kkt.Jacobian(self.program, self.cones, atoms, self.inverse)
+        F = residual_map.evaluate(self.program, self.cones, self.x, self.z)
+        dx, dz = system.solve(*F)
+        x, z = self.x - dx, self.z - dz
+        violation = self._judge(None, x, self.cones.project_dual(z), z)
+        # A step that changes the face pattern would leave the factor behind.
+        same = mx.all(
+            mx.abs(self.cones.eigenvalues(self.cones.derivative(z)) - self.cones.eigenvalues(atoms))
+            <= _STALE,
+            axis=1,
+        )
+        self._keep(mx.arange(self.program.lanes), x, z, mx.where(same, violation, mx.inf))
+        mx.eval(self.x, self.z, self.violation, self.inverse)

@@ -1,0 +1,99 @@
+"""Frozen settings of a solve."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, fields, replace
+from typing import Any
+
+_ALIASES = {"eps": ("eps_abs", "eps_rel")}
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How a solve runs. Names follow SCS where SCS has the setting.
+
+    Termination (in original units, infinity norm; O'Donoghue 2021, section 5):
+
+    Args:
+        eps_abs (float): absolute tolerance of the residuals and the gap.
+        eps_rel (float): relative tolerance of the residuals and the gap.
+        eps_infeas (float): tolerance of a certificate of infeasibility or unboundedness, scaled
+            so that b'y = -1 or q'x = -1.
+        max_iters (int): splitting iterations per lane, all rungs of the ladder together.
+        time_limit_secs (float): wall-clock limit checked between chunks; 0 means none.
+
+    Splitting:
+        alpha (float): over-relaxation, in (0, 2).
+        scale (float): initial weight of the constraint residual (rho).
+        adaptive_scale (bool): rebalance ``scale`` per lane from the residuals.
+        rho_x (float): proximal weight on x in the splitting step.
+        normalize (bool): Ruiz equilibration.
+        acceleration_lookback (int): memory of Anderson acceleration; 0 turns it off.
+        acceleration_interval (int): iterations between accelerated steps.
+        check_interval (int): iterations between convergence checks.
+
+    Refinement:
+        refine (bool): finish in float64 with Newton and proximal multipliers.
+        handover (float): relative residual at which a lane leaves the splitting for Newton.
+        newton_iters (int): Newton steps tried on a lane before proximal multipliers.
+        multiplier_iters (int): factorizations the method of multipliers may spend on a lane.
+
+    Outcome:
+        on_failure (str): "return" reports failed lanes in ``info.status`` only; "raise" raises
+            `SolverError` naming them; "nan" fills their x, y and s with NaN.
+        verbose (bool): print the iteration table.
+    """
+
+    eps_abs: float = 1e-9
+    eps_rel: float = 1e-9
+    eps_infeas: float = 1e-8
+    max_iters: int = 20000
+    time_limit_secs: float = 0.0
+    alpha: float = 1.6
+    scale: float = 0.1
+    adaptive_scale: bool = True
+    rho_x: float = 1e-6
+    normalize: bool = True
+    acceleration_lookback: int = 5
+    acceleration_interval: int = 10
+    check_interval: int = 25
+    refine: bool = True
+    handover: float = 1e-3
+    newton_iters: int = 8
+    multiplier_iters: int = 150
+    on_failure: str = "return"
+    verbose: bool = False
+
+    def __post_init__(self) -> None:
+        positive = ("eps_infeas", "scale", "rho_x", "check_interval", "acceleration_interval")
+        for name in positive:
+            if not getattr(self, name) > 0:
+                raise ValueError(f"settings: {name} must be positive, got {getattr(self, name)}")
+        counts = ("max_iters", "acceleration_lookback", "newton_iters", "multiplier_iters")
+        for name in (*counts, "eps_abs", "eps_rel", "time_limit_secs", "handover"):
+            if not getattr(self, name) >= 0:
+                raise ValueError(f"settings: {name} must not be negative")
+        if not 0 < self.alpha < 2:
+            raise ValueError(f"settings: alpha must lie in (0, 2), got {self.alpha}")
+        if self.on_failure not in ("return", "raise", "nan"):
+            raise ValueError(
+                "settings: on_failure must be 'return', 'raise' or 'nan', "
+                f"got {self.on_failure!r}"
+            )
+
+    def override(self, overrides: Mapping[str, Any]) -> Settings:
+        """These settings with some replaced; "eps" sets both eps_abs and eps_rel.
+
+        Raises:
+            ValueError: a name is not a setting; the message lists the valid ones.
+        """
+        names = {f.name for f in fields(self)}
+        changes: dict[str, Any] = {}
+        for key, value in overrides.items():
+            if key not in names and key not in _ALIASES:
+                valid = ", ".join(sorted(names | set(_ALIASES)))
+                raise ValueError(f"unknown solver argument {key!r}; valid ones: {valid}")
+            for name in _ALIASES.get(key, (key,)):
+                changes[name] = value
+        return replace(self, **changes)

@@ -1,0 +1,261 @@
+"""The ladder, per lane: splitting, certificates, Newton, multipliers, more splitting, status."""
+
+from __future__ import annotations
+
+import time
+from typing import Any, NamedTuple
+
+import mlx.core as mx
+
+from mlxcone import admm, certificates, equilibrate, lanes, loop, residuals
+from mlxcone._linalg import on_cpu
+from mlxcone.certificates import Certificate
+from mlxcone.cones.product import Product
+from mlxcone.equilibrate import Scaling
+from mlxcone.loop import Loop, Splitting
+from mlxcone.problem import Program
+from mlxcone.refine import Refinement
+from mlxcone.report import Table
+from mlxcone.settings import Settings
+from mlxcone.status import Status
+
+_FIRST_BUDGET = 400  # float32 iterations before refinement takes over whatever is left
+_INACCURATE = 1e3  # violation up to which a lane counts as solved inaccurately
+_CERTIFICATE_ITERS = 60
+
+
+class Outcome(NamedTuple):
+    """Everything a solve knows, per lane, float64, original units, rows in internal order.
+
+    x (B, n); y, s (B, m); status, iterations, factorizations int32 (B,); residuals (B,); the
+    scaling with every lane in it, and the equilibrated H^-1 (B, n, n), for derivatives.
+    """
+
+    x: mx.array
+    y: mx.array
+    s: mx.array
+    status: mx.array
+    iterations: mx.array
+    factorizations: mx.array
+    primal_residual: mx.array
+    dual_residual: mx.array
+    gap: mx.array
+    scaling: Scaling
+    inverse: mx.array
+
+
+def _not_finite(program: Program) -> mx.array:
+    """Lanes whose data hold NaN or infinity, (B,)."""
+    bad = mx.zeros((program.lanes,), dtype=mx.bool_)
+    for array in (program.P, program.q, program.A.matrix, program.b):
+        if array is None or array.size == 0:
+            continue
+        batched = array.ndim == (2 if array is program.q or array is program.b else 3)
+        axes = tuple(range(1 if batched else 0, array.ndim))
+        bad = bad | mx.logical_not(mx.all(mx.isfinite(array), axis=axes))
+    return bad
+
+
+def _without(program: Program, bad: mx.array) -> Program:
+    """The program with zeros in place of what is not finite."""
+
+    def clean(array: mx.array) -> mx.array:
+        return mx.where(mx.isfinite(array), array, 0.0)
+
+    P = None if program.P is None else clean(program.P)
+    A = type(program.A)(*(clean(a) for a in program.A))
+    return Program(P, clean(program.q), A, clean(program.b))
+
+
+class Ladder:
+    """One solve of one batch: each method is a rung, each lane leaves with its verdict."""
+
+    def __init__(
+        self, program: Program, cones: Product, settings: Settings, device: mx.Device
+    ) -> None:
+        self.device = device
+        self.cones, self.settings, self.table = cones, settings, Table(settings.verbose)
+        limit = settings.time_limit_secs
+        self.deadline = time.monotonic() + limit if limit else float("inf")
+        bad = _not_finite(program)
+        self.original = _without(program, bad)
+        self.scaling = equilibrate.equilibrate(self.original, cones, settings.normalize)
+        self.program = equilibrate.apply(self.scaling, self.original)
+        self.status: list[Status | None] = [None] * program.lanes
+        for lane in lanes.where_true(bad):
+            self.status[lane] = Status.FAILED
+        self.certificates: dict[int, tuple[Status, Certificate, int]] = {}
+        self.table.header(program.lanes, program.n, program.m, cones.cones)
+
+    def open_lanes(self) -> list[int]:
+        """Lanes without a verdict."""
+        return [lane for lane, status in enumerate(self.status) if status is None]
+
+    def start(self, warm: tuple[mx.array, mx.array, mx.array] | None) -> Splitting:
+        """Zero, or a warm start where it is finite."""
+        if warm is None:
+            return loop.cold(self.program, self.settings)
+        finite = mx.all(mx.isfinite(mx.concatenate(warm, axis=1)), axis=1, keepdims=True)
+        x, y, s = self.scaling.scale(*(mx.where(finite, v, 0.0) for v in warm))
+        return loop.warm(self.program, self.cones, self.settings, x, y, s)
+
+    def split(
+        self, work: Splitting, which: list[int], budget: int, dtype: mx.Dtype, handover: float
+    ) -> Splitting:
+        """Splitting on some lanes."""
+        if not which or budget <= 0:
+            return work
+        chosen = lanes.bucket(which, self.program.lanes)
+        local = Loop(
+            self.program.take(chosen),
+            self.scaling.take(chosen),
+            self.cones,
+            self.settings,
+            dtype,
+            self.device,
+        )
+        part = local.run(lanes.take(work, chosen), budget, handover, self.table, self.deadline)
+        return Splitting(*(lanes.put(a, chosen, v) for a, v in zip(work, part, strict=True)))
+
+    def certify(self, work: Splitting, which: list[int]) -> None:
+        """Look for certificates; lanes that have a verified one leave."""
+        kinds = (
+            (Status.INFEASIBLE, certificates.infeasible, work.dy),
+            (Status.UNBOUNDED, certificates.unbounded, work.dx),
+        )
+        for status, find, direction in kinds:
+            which = [lane for lane in which if self.status[lane] is None]
+            if not which:
+                return
+            self.table.rung("certificate", len(which))
+            chosen = lanes.bucket(which, self.program.lanes)
+            found = find(
+                self.program.take(chosen),
+                self.scaling.take(chosen),
+                self.cones,
+                direction[chosen],
+                self.settings.eps_infeas,
+                _CERTIFICATE_ITERS,
+                self.deadline,
+            )
+            valid = (found.violation <= 1.0).tolist()
+            for position, lane in enumerate(which):
+                if valid[position]:  # type: ignore[index]
+                    self.status[lane] = status
+                    self.certificates[lane] = (status, found, position)
+
+    def refine(self, refinement: Refinement, which: list[int]) -> None:
+        """Newton, then multipliers for the lanes where it stalls."""
+        self.table.rung("newton", len(which))
+        refinement.newton(which, self.settings.newton_iters)
+        self._settle(refinement)
+        left = [lane for lane in which if self.status[lane] is None]
+        if left:
+            self.table.rung("multipliers", len(left))
+            refinement.multipliers(left, self.settings.multiplier_iters)
+            self._settle(refinement)
+
+    def _settle(self, refinement: Refinement) -> None:
+        unsolved = set(refinement.unsolved())
+        for lane in self.open_lanes():
+            if lane not in unsolved:
+                self.status[lane] = Status.SOLVED
+
+    def run(self, warm: tuple[mx.array, mx.array, mx.array] | None) -> Outcome:
+        """Climb."""
+        settings = self.settings
+        first = min(settings.max_iters, _FIRST_BUDGET)
+        work = self.split(
+            self.start(warm), self.open_lanes(), first, mx.float32, settings.handover
+        )
+        self.certify(work, [lane for lane in self.open_lanes() if work.drifts[lane].item()])
+        refinement = self._refinement(work)
+        self.refine(refinement, self.open_lanes())
+        self.certify(work, self.open_lanes())
+        spent = first
+        while self.open_lanes() and spent < settings.max_iters:
+            if time.monotonic() > self.deadline:
+                break
+            # Stubborn lanes: more splitting, now in float64, and refinement from there.
+            budget = min(4 * spent, settings.max_iters - spent)
+            which = self.open_lanes()
+            work = self.split(work, which, budget, mx.float64, 1e-2 * settings.handover)
+            spent += budget
+            again = self._refinement(work)
+            self.refine(again, which)
+            refinement.adopt(again)
+            self.certify(work, self.open_lanes())
+        self._conclude(refinement)
+        return self._outcome(work, refinement)
+
+    def _refinement(self, work: Splitting) -> Refinement:
+        weights = admm.row_weights(work.scale, self.cones)
+        x, y, s = admm.split(self.cones, weights, admm.State(work.x, work.w))
+        return Refinement(
+            self.program, self.scaling, self.cones, self.settings, x, y, s, self.deadline
+        )
+
+    def _conclude(self, refinement: Refinement) -> None:
+        late = time.monotonic() > self.deadline
+        violation: Any = refinement.violation.tolist()
+        for lane in self.open_lanes():
+            if violation[lane] <= _INACCURATE:
+                self.status[lane] = Status.SOLVED_INACCURATE
+            else:
+                self.status[lane] = Status.INTERRUPTED if late else Status.INDETERMINATE
+
+    def _outcome(self, work: Splitting, refinement: Refinement) -> Outcome:
+        refinement.finish()
+        x, z = refinement.x, refinement.z
+        y = self.cones.project_dual(z)
+        result = residuals.measure(self.program, self.scaling, x, y, y - z, 0.0, 1.0)
+        x, y, s = self.scaling.unscale(x, y, y - z)
+        for lane, (_, found, position) in self.certificates.items():
+            one = mx.array([lane])
+            x = lanes.put(x, one, found.x[position][None])
+            y = lanes.put(y, one, found.y[position][None])
+            s = lanes.put(s, one, found.s[position][None])
+        codes = [int(status or Status.INDETERMINATE) for status in self.status]
+        failed = mx.array([code == Status.FAILED for code in codes])[:, None]
+        x, y, s = (mx.where(failed, mx.nan, v) for v in (x, y, s))
+        self.table.summary(codes)
+        total = self.program.lanes
+        d, e = (mx.broadcast_to(a, (total, a.shape[1])) for a in self.scaling[:2])
+        outcome = Outcome(
+            x,
+            y,
+            s,
+            mx.array(codes, dtype=mx.int32),
+            work.iterations,
+            refinement.factorizations,
+            result.primal,
+            result.dual,
+            result.gap,
+            Scaling(d, e, self.scaling.primal, self.scaling.dual),
+            refinement.inverse,
+        )
+        mx.eval(outcome)
+        return outcome
+
+
+@on_cpu
+def run(
+    program: Program,
+    cones: Product,
+    settings: Settings,
+    device: mx.Device,
+    warm: tuple[mx.array, mx.array, mx.array] | None = None,
+) -> Outcome:
+    """Solve every lane of a program.
+
+    Args:
+        program (Program): float64, original units, rows in internal order.
+        cones (Product): its cones.
+        settings (Settings): how.
+        device (mx.Device): where the float32 iterations run; all else runs on the CPU.
+        warm (tuple): x (B, n), y and s (B, m) to start from; lanes with NaN start cold.
+
+    Returns:
+        Outcome: with a status for each lane; never raises for a lane without a solution.
+    """
+    return Ladder(program, cones, settings, device).run(warm)

@@ -1,0 +1,60 @@
+"""Status codes per lane (SCS's numbers) and the error that names failed lanes."""
+
+from __future__ import annotations
+
+from enum import IntEnum
+
+
+class Status(IntEnum):
+    """Outcome of one lane; ``Status(code).name`` and ``Status(code).message`` explain it."""
+
+    SOLVED = 1
+    SOLVED_INACCURATE = 2
+    UNBOUNDED = -1
+    INFEASIBLE = -2
+    INDETERMINATE = -3
+    FAILED = -4
+    INTERRUPTED = -5
+    UNBOUNDED_INACCURATE = -6
+    INFEASIBLE_INACCURATE = -7
+
+    @property
+    def message(self) -> str:
+        """What happened, and what to do about it."""
+        return _MESSAGES[self]
+
+    @property
+    def ok(self) -> bool:
+        """Whether x, y and s are a solution."""
+        return self > 0
+
+
+_MESSAGES = {
+    Status.SOLVED: "solved",
+    Status.SOLVED_INACCURATE: (
+        "solved, but not to the tolerance asked for; see info's residuals, loosen eps or raise "
+        "max_iters"
+    ),
+    Status.UNBOUNDED: "unbounded: x is a direction of unlimited descent",
+    Status.INFEASIBLE: "infeasible: y certifies that no x satisfies the constraints",
+    Status.INDETERMINATE: (
+        "neither a solution nor a certificate found within the limits; raise max_iters"
+    ),
+    Status.FAILED: "the data hold NaN or infinity",
+    Status.INTERRUPTED: "stopped by the time limit; raise time_limit_secs",
+    Status.UNBOUNDED_INACCURATE: "probably unbounded; raise max_iters",
+    Status.INFEASIBLE_INACCURATE: "probably infeasible; raise max_iters",
+}
+
+
+class SolverError(RuntimeError):
+    """Some lanes have no solution; ``statuses`` maps lane to `Status`."""
+
+    def __init__(self, statuses: dict[int, Status]) -> None:
+        self.statuses = statuses
+        shown = [f"lane {lane}: {s.name} ({s.message})" for lane, s in list(statuses.items())[:5]]
+        more = f", and {len(statuses) - 5} more" if len(statuses) > 5 else ""
+        super().__init__(
+            f"no solution for {len(statuses)} problem(s) of the batch: {'; '.join(shown)}{more}. "
+            "Pass on_failure='nan' (solver_args of a layer) to keep the other lanes."
+        )
