@@ -53,7 +53,7 @@ class Settings:
     alpha: float = 1.6
     scale: float = 0.1
     adaptive_scale: bool = True
-    rho_x: float = 1e-6
+    rho_x: float = 1e-3
     normalize: bool = True
     acceleration_lookback: int = 5
     acceleration_interval: int = 10

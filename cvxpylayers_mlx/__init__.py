@@ -1,0 +1,5 @@
+"""CVXPY problems as differentiable layers of MLX models, solved by mlxcone."""
+
+from cvxpylayers_mlx.layer import CvxpyLayer
+
+__all__ = ["CvxpyLayer"]

@@ -1,0 +1,215 @@
+"""A CVXPY problem as sparse maps from parameters to (P, q, A, b). The only importer of CVXPY."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import cvxpy as cp
+import mlx.core as mx
+import numpy as np
+import scipy.sparse as sp
+from cvxpy.constraints import NonNeg, Zero
+from cvxpy.constraints.second_order import SOC
+from cvxpy.reductions.solvers.conic_solvers.conic_solver import ConicSolver
+
+from cvxpylayers_mlx.affine import SparseMap
+from cvxpylayers_mlx.parameters import Pick
+
+
+class NotDPPError(AssertionError, ValueError):
+    """The problem is not DPP: both what the documentation promises and what callers catch."""
+
+
+class _Target(ConicSolver):
+    """What CVXPY should canonicalize for: quadratic objectives and the cones mlxcone has."""
+
+    MIP_CAPABLE = False
+    REQUIRES_CONSTR = False
+    SUPPORTED_CONSTRAINTS = [Zero, NonNeg, SOC]  # noqa: RUF012
+
+    def name(self) -> str:
+        return "MLXCONE"
+
+    def import_solver(self) -> None:
+        pass
+
+    def supports_quad_obj(self) -> bool:
+        return True
+
+    def cite(self, data: Any) -> str:
+        return ""
+
+    def solve_via_data(self, *args: Any, **kwargs: Any) -> Any:
+        raise NotImplementedError("canonicalization only")
+
+
+@dataclass(frozen=True)
+class DataMap:
+    """One of P, q, A, b as an affine function of the canonical parameters.
+
+    ``linear`` maps (B, total + 1) to the flat entries, row by row, of an array of ``shape``;
+    ``uses[i]`` says whether it depends on parameter i.
+    """
+
+    linear: SparseMap
+    shape: tuple[int, ...]
+    uses: tuple[bool, ...]
+
+
+@dataclass(frozen=True)
+class Recovery:
+    """Where the entries of a variable stand in x: index 0 means the constant 0, k means x[k-1]."""
+
+    index: mx.array
+    shape: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Canonical:
+    """Everything a layer needs of its problem; holds no CVXPY object."""
+
+    cones: dict[str, Any]
+    P: DataMap | None
+    q: DataMap
+    A: DataMap
+    b: DataMap
+    picks: tuple[Pick, ...]
+    variables: tuple[Recovery, ...]
+
+
+def _validate(problem: Any, parameters: Any, variables: Any) -> None:
+    if not isinstance(problem, cp.Problem):
+        raise ValueError(f"problem: expected a cvxpy.Problem, got {type(problem).__name__}")
+    if not problem.is_dpp():
+        raise NotDPPError("Problem must be DPP.")
+    for name, given in (("parameters", parameters), ("variables", variables)):
+        if not isinstance(given, (list, tuple)):
+            raise ValueError(f"The layer's {name} must be provided as a list or tuple")
+    wanted = {p.id for p in problem.parameters()}
+    if wanted != {p.id for p in parameters} or len(parameters) != len(wanted):
+        raise ValueError("The layer's parameters must exactly match problem.parameters")
+    own = {v.id for v in problem.variables()}
+    duals = {d.id for c in problem.constraints for d in c.dual_variables}
+    for variable in variables:
+        if variable.id in duals:
+            raise NotImplementedError(
+                f"Variable {variable} is a constraint's dual variable; duals are not supported yet"
+            )
+        if variable.id not in own:
+            raise ValueError(
+                f"Variable {variable} must be a subset of problem.variables or a constraint dual "
+                "variable"
+            )
+        if variable.is_complex():
+            raise NotImplementedError(f"Variable {variable} is complex; not supported yet")
+
+
+def _kept(leaf: Any) -> tuple[np.ndarray, np.ndarray]:
+    """Row-major positions of the entries CVXPY keeps of a leaf, in its order, and the positions
+    that mirror them (the same ones unless the leaf is symmetric)."""
+    if any(leaf.attributes[a] for a in ("symmetric", "PSD", "NSD")):
+        rows, columns = np.triu_indices(leaf.shape[0])
+    elif leaf.attributes["diag"]:
+        rows = columns = np.arange(leaf.shape[0])
+    elif leaf.attributes["sparsity"]:
+        flat = np.ravel_multi_index(leaf.sparse_idx, leaf.shape)
+        return flat, flat
+    else:
+        flat = np.arange(leaf.size).reshape(leaf.shape).ravel(order="F")
+        return flat, flat
+    order = leaf.shape[0]
+    return rows * order + columns, columns * order + rows
+
+
+def _pick(parameter: Any) -> Pick:
+    index, mirror = _kept(parameter)
+    own = mx.array(index.astype(np.int32))
+    # A symmetric parameter is read as the mean of both triangles: its gradient is symmetric.
+    same = np.array_equal(index, mirror)
+    return Pick(own, None if same else mx.array(mirror.astype(np.int32)))
+
+
+def _recovery(variable: Any, start: int) -> Recovery:
+    index, mirror = _kept(variable)
+    places = np.zeros(variable.size, dtype=np.int32)
+    places[mirror] = places[index] = start + 1 + np.arange(index.size)
+    return Recovery(mx.array(places), tuple(variable.shape))
+
+
+def _data_map(tensor: Any, rows: np.ndarray, shape: tuple[int, ...], spans: list[slice]) -> DataMap:
+    """Rows of CVXPY's tensor, in our order, as a map of our parameter order."""
+    picked = sp.csr_array(tensor)[rows]
+    total = picked.shape[1] - 1
+    columns = [np.arange(s.start, s.stop) for s in spans] + [np.array([total])]
+    ordered = sp.csr_array(picked[:, np.concatenate(columns)])
+    ordered.eliminate_zeros()
+    touched = np.unique(ordered.indices)
+    uses, at = [], 0
+    for span in spans:
+        size = span.stop - span.start
+        uses.append(bool(np.any((touched >= at) & (touched < at + size))))
+        at += size
+    return DataMap(SparseMap(ordered), shape, tuple(uses))
+
+
+def canonicalize(
+    problem: Any,
+    parameters: Any,
+    variables: Any,
+    *,
+    verbose: bool = False,
+    canon_backend: str | None = None,
+) -> Canonical:
+    """Canonical form of a DPP problem.
+
+    Args:
+        problem (cvxpy.Problem): DPP.
+        parameters (list): its parameters, in the order of the calls.
+        variables (list): the variables to return.
+        verbose (bool): let CVXPY print.
+        canon_backend (str): CVXPY's canonicalization backend; "diffcp" means automatic.
+
+    Raises:
+        NotDPPError: not DPP (an AssertionError and a ValueError).
+        ValueError: parameters or variables do not match the problem.
+        NotImplementedError: a cone or kind of variable that is not supported yet.
+    """
+    _validate(problem, parameters, variables)
+    backend = None if canon_backend == "diffcp" else canon_backend
+    try:
+        data, chain, _ = problem.get_problem_data(
+            solver=_Target(), verbose=verbose, canon_backend=backend
+        )
+    except cp.error.SolverError as error:
+        raise NotImplementedError(
+            "the problem needs a cone that is not supported yet (supported: linear equalities and "
+            f"inequalities, second-order cones, quadratic objectives): {error}"
+        ) from error
+    program, dims = data[cp.settings.PARAM_PROB], data["dims"]
+    if program.dir_cones or program.lower_bounds is not None or program.upper_bounds is not None:
+        raise NotImplementedError("CVXPY kept constraints apart from A; this release is not known")
+    n, m = program.x.size, program.constr_size
+    lowered = chain.compose_param_id_map()
+    names = [lowered.get(p.id, [p.id])[0] for p in parameters]
+    picks = [_pick(p) for p in parameters]
+    spans = [
+        slice(program.param_id_to_col[name], program.param_id_to_col[name] + pick.index.size)
+        for name, pick in zip(names, picks, strict=True)
+    ]
+    # CVXPY: A_c x + b_c in K, entries by columns, b_c as column n. Here A = -A_c, b = b_c.
+    by_rows = np.arange(m * n).reshape(n, m).T.ravel()
+    moved = chain.compose_var_id_map()
+    starts = [program.var_id_to_col[moved.get(v.id, [v.id])[0]] for v in variables]
+    P = None
+    if program.P is not None and program.P.nnz:
+        P = _data_map(program.P, np.arange(n * n), (n, n), spans)
+    return Canonical(
+        cones={"z": dims.zero, "l": dims.nonneg, "q": list(dims.soc)},
+        P=P,
+        q=_data_map(program.q, np.arange(n), (n,), spans),
+        A=_data_map(-program.A, by_rows, (m, n), spans),
+        b=_data_map(program.A, n * m + np.arange(m), (m,), spans),
+        picks=tuple(picks),
+        variables=tuple(_recovery(v, s) for v, s in zip(variables, starts, strict=True)),
+    )

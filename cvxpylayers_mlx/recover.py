@@ -1,0 +1,18 @@
+"""From the solution x of the cone program to the variables of the user."""
+
+from __future__ import annotations
+
+import mlx.core as mx
+
+
+def variable(x: mx.array, index: mx.array, shape: tuple[int, ...]) -> mx.array:
+    """Values (B, *shape) of one variable.
+
+    Args:
+        x (mx.array): (B, n).
+        index (mx.array): for each entry of the variable, row by row, 1 + its place in x, or 0
+            where the entry is always zero.
+        shape (tuple[int, ...]): shape of the variable.
+    """
+    padded = mx.concatenate([mx.zeros((x.shape[0], 1), dtype=x.dtype), x], axis=1)
+    return mx.take(padded, index, axis=1).reshape(x.shape[0], *shape)
