@@ -283,9 +283,10 @@ def draw(data: Data, learned: mx.array, history: History, uniform: float) -> Non
     figure, (left, middle, right) = plt.subplots(1, 3, figsize=(15, 4.8), layout="constrained")
 
     order = np.argsort(penalty)
-    left.barh(range(len(order)), penalty[order], color=[colors[j] for j in order])
+    change = penalty[order] - START_PENALTY
+    left.barh(range(len(order)), change, left=START_PENALTY, color=[colors[j] for j in order])
     left.set_yticks(range(len(order)), [data.names[j] for j in order], fontsize=8)
-    left.axvline(START_PENALTY, color=ink, linewidth=1, linestyle=":", label="start")
+    left.axvline(START_PENALTY, color=ink, linewidth=1, label="where all started")
     left.axvline(uniform, color=ink, linewidth=1, linestyle="--", label="LassoCV's one penalty")
     left.set_xscale("log")
     left.set_xlabel("penalty")
@@ -305,7 +306,7 @@ def draw(data: Data, learned: mx.array, history: History, uniform: float) -> Non
         right.annotate(data.names[j], (len(path), path[-1, j]), color=colors[j], fontsize=8)
     right.set_xlabel("step")
     right.set_title("Mean size of each coefficient")
-    right.legend(fontsize=8)
+    right.legend(fontsize=8, loc="center right", bbox_to_anchor=(1, 0.38))
 
     for axes in (left, middle, right):
         axes.spines[["top", "right"]].set_visible(False)

@@ -14,7 +14,8 @@ from mlxcone.problem import Program
 from mlxcone.settings import Settings
 
 _STALL = 3  # Newton steps without halving the violation before a lane gives up
-_STALE = 1e-3  # change of an eigenvalue of D after which a factor no longer serves
+# W = D E^-1 amplifies a change of D by 1 / eps: a factor serves only where D stayed put.
+_STALE = 1e-7
 
 
 class Refinement:
@@ -47,7 +48,7 @@ class Refinement:
         n = program.n
         self.inverse = mx.zeros((program.lanes, n, n), dtype=x.dtype)
         # NaN differs from everything: no lane has a factor yet.
-        self.factored_at = cones.eigenvalues(cones.derivative(self.z)) * mx.nan
+        self.factored_at = cones.signature(cones.derivative(self.z)) * mx.nan
         self.factorizations = mx.zeros((program.lanes,), dtype=mx.int32)
         mx.eval(self.violation)
 
@@ -94,7 +95,7 @@ class Refinement:
         inverse, ok = kkt.reduced_inverse(program, self.cones, atoms)
         inverse = mx.where(ok[:, None, None], inverse, mx.zeros_like(inverse))
         self.inverse = lanes.put(self.inverse, chosen, inverse)
-        at = self.cones.eigenvalues(atoms)
+        at = self.cones.signature(atoms)
         self.factored_at = lanes.put(self.factored_at, chosen, at)
         self.factorizations = lanes.put(
             self.factorizations, chosen, self.factorizations[chosen] + 1
@@ -158,24 +159,26 @@ class Refinement:
         self.newton(which, 3)
 
     def finish(self) -> None:
-        """One more step on the last factor; a factor that fits for every solved lane."""
+        """A factor that fits the point for every lane, and one more step on it."""
         atoms = self.cones.derivative(self.z)
-        moved = mx.abs(self.cones.eigenvalues(atoms) - self.factored_at)
-        fits = mx.all(moved <= _STALE, axis=1)  # False for NaN
-        stale = lanes.where_true(mx.logical_not(fits) & (self.violation <= 1e3))
+        stale = lanes.where_true(
+            mx.logical_not(self._same(self.factored_at, atoms)) & mx.isfinite(self.violation)
+        )
         if stale:
             chosen = lanes.bucket(stale, self.program.lanes)
             self._factor(chosen, self.program.take(chosen), self.z[chosen])
         system = kkt.Jacobian(self.program, self.cones, atoms, self.inverse)
-        F = residual_map.evaluate(self.program, self.cones, self.x, self.z)
-        dx, dz = system.solve(*F)
+        dx, dz = system.solve(
+            *residual_map.evaluate(self.program, self.cones, self.x, self.z)
+        )
         x, z = self.x - dx, self.z - dz
         violation = self._judge(None, x, self.cones.project_dual(z), z)
-        # A step that changes the face pattern would leave the factor behind.
-        same = mx.all(
-            mx.abs(self.cones.eigenvalues(self.cones.derivative(z)) - self.cones.eigenvalues(atoms))
-            <= _STALE,
-            axis=1,
-        )
-        self._keep(mx.arange(self.program.lanes), x, z, mx.where(same, violation, mx.inf))
+        # A step that moves D would leave the factor behind.
+        same = self._same(self.cones.signature(atoms), self.cones.derivative(z))
+        everyone = mx.arange(self.program.lanes)
+        self._keep(everyone, x, z, mx.where(same, violation, mx.inf))
         mx.eval(self.x, self.z, self.violation, self.inverse)
+
+    def _same(self, signature: mx.array, atoms: Any) -> mx.array:
+        """Whether D is where the signature says, (B,); False for NaN."""
+        return mx.all(mx.abs(self.cones.signature(atoms) - signature) <= _STALE, axis=1)

@@ -36,6 +36,10 @@ class Cone(Protocol):
         """function(D) applied to the columns of ``v``, (B or 1, rows, k)."""
         ...
 
+    def signature(self, atoms: Any) -> mx.array:
+        """Numbers (B, k) of size 1 that move as D moves: tells when a factor of D is stale."""
+        ...
+
     def uniform(self, weights: mx.array) -> mx.array:
         """Make row weights (B, rows) constant inside each cone (maximum), so scaling keeps K."""
         ...

@@ -35,5 +35,8 @@ class NonNeg:
     def spectral(self, atoms: Atoms, function: Spectral, v: mx.array) -> mx.array:
         return function(atoms.eigenvalues)[..., None] * v
 
+    def signature(self, atoms: Atoms) -> mx.array:
+        return atoms.eigenvalues
+
     def uniform(self, weights: mx.array) -> mx.array:
         return weights

@@ -174,10 +174,10 @@ class Product:
         """D v."""
         return self.spectral(atoms, lambda eigenvalue: eigenvalue, v)
 
-    def eigenvalues(self, atoms: list[Any]) -> mx.array:
-        """Eigenvalues of D per lane, (B, k): two points with equal ones share a face pattern."""
-        flat = [a[0].reshape(a[0].shape[0], -1) for a in atoms]
-        return mx.concatenate(flat, axis=1)
+    def signature(self, atoms: list[Any]) -> mx.array:
+        """Numbers (B, k) that move as D moves."""
+        parts = [g.signature(a) for g, a in zip(self.groups, atoms, strict=True)]
+        return mx.concatenate(parts, axis=1) if parts else mx.zeros((1, 0))
 
     def uniform(self, weights: mx.array) -> mx.array:
         """Row weights (B, m) made constant inside each cone."""

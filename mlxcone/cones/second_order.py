@@ -77,6 +77,12 @@ class SecondOrder:
         out = mx.concatenate([(up + down)[:, :, None], side], axis=2)
         return out.reshape(out.shape[0], self.rows, v.shape[-1])
 
+    def signature(self, atoms: Atoms) -> mx.array:
+        # Where D = 0 or I, the direction does not matter.
+        spread = atoms.eigenvalues[..., :1] - atoms.eigenvalues[..., 1:2]
+        parts = mx.concatenate([atoms.eigenvalues, spread * atoms.unit], axis=-1)
+        return parts.reshape(parts.shape[0], -1)
+
     def uniform(self, weights: mx.array) -> mx.array:
         blocks = weights.reshape(weights.shape[0], self.count, self.dim)
         return mx.broadcast_to(mx.max(blocks, axis=-1, keepdims=True), blocks.shape).reshape(
