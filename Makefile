@@ -78,7 +78,7 @@ $(VENV)/.installed-lint: pyproject.toml | $(PY)
 
 $(PY):
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || { \
-	    echo "mlxcone needs Python 3.11 or newer; '$(PYTHON)' is: $$($(PYTHON) --version 2>&1)."; \
+	    echo "mlxcone needs Python 3.11 or newer; '$(PYTHON)' is: $$($(PYTHON) --version 2>&1 | head -n 1)"; \
 	    echo "Name another one, as in: make $(MAKECMDGOALS) PYTHON=python3.12"; exit 1; }
 	@echo "==> making a virtual environment in $(VENV) with $$($(PYTHON) --version)"
 	@$(PYTHON) -m venv $(VENV) || { rm -rf $(VENV); \

@@ -2,7 +2,7 @@
 
 from mlxcone._version import __version__
 from mlxcone.cones.product import Cones
-from mlxcone.differentiable import solve
+from mlxcone.differentiable import Solver, solve
 from mlxcone.settings import Settings
 from mlxcone.solution import Info, Solution
 from mlxcone.status import SolverError, Status
@@ -12,6 +12,7 @@ __all__ = [
     "Info",
     "Settings",
     "Solution",
+    "Solver",
     "SolverError",
     "Status",
     "__version__",

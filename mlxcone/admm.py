@@ -14,11 +14,11 @@ from typing import NamedTuple
 
 import mlx.core as mx
 
-from mlxcone import anderson, kkt
+from mlxcone import anderson
 from mlxcone.anderson import Memory
 from mlxcone.cones.product import Product
 from mlxcone.operators import row_times
-from mlxcone.problem import Program, take_lanes
+from mlxcone.problem import Program
 
 _EQUALITY_FACTOR = 1e3  # equality rows are always active: SCS and OSQP weigh them alike
 _LEAST_SCALE, _MOST_SCALE = 1e-6, 1e6
@@ -40,32 +40,12 @@ class Operator(NamedTuple):
     rho_x: mx.array
     alpha: mx.array
 
-    def take(self, lanes: mx.array) -> Operator:
-        """The operator of some lanes."""
-        return Operator(
-            self.program.take(lanes),
-            take_lanes(self.inverse, lanes, 3),
-            take_lanes(self.weights, lanes, 2),
-            self.rho_x,
-            self.alpha,
-        )
-
 
 def row_weights(scale: mx.array, cones: Product) -> mx.array:
     """R from the scale (1 or B, 1) of each lane."""
     rows = mx.arange(cones.rows)[None, :]
     factor = mx.where(rows < cones.zero_rows, _EQUALITY_FACTOR, 1.0).astype(scale.dtype)
     return mx.minimum(scale * factor, _MOST_SCALE)
-
-
-def operator(
-    program: Program, cones: Product, scale: mx.array, rho_x: float, alpha: float, dtype: mx.Dtype
-) -> Operator:
-    """Factor in float64 (the inverse is ill-conditioned when rho_x is small), iterate in dtype."""
-    weights = row_weights(scale, cones)
-    inverse = kkt.splitting_inverse(program, weights, rho_x)
-    small = [mx.array(v, dtype=dtype) for v in (rho_x, alpha)]
-    return Operator(program.astype(dtype), inverse.astype(dtype), weights.astype(dtype), *small)
 
 
 def step(cones: Product, op: Operator, state: State) -> State:

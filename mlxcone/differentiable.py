@@ -24,7 +24,7 @@ from mlxcone.operators import Rectangular
 from mlxcone.problem import Program, reorder
 from mlxcone.settings import Settings
 from mlxcone.solution import Info, Solution
-from mlxcone.solve import Outcome, run
+from mlxcone.solve import Outcome, Setup, prepare, run
 from mlxcone.status import SolverError, Status
 
 # Ranks of the arguments P, q, A, b and of the warm start x, y, s without a batch axis.
@@ -84,8 +84,24 @@ def _check(outcome: Outcome, settings: Settings) -> None:
         raise SolverError(failed)
 
 
-@functools.lru_cache(maxsize=256)
-def _solver(cones: Cones, settings: Settings, has_P: bool, warm: bool) -> Any:
+class Cache:
+    """Holds the `Setup` of a `Solver` between solves, one for each shape of its matrices (vmap
+    over them makes another)."""
+
+    def __init__(self) -> None:
+        self._setups: dict[Any, Setup] = {}
+
+    def get(self, program: Program, product: Product, settings: Settings) -> Setup:
+        """The setup, made on first use."""
+        key = program.A.matrix.shape, None if program.P is None else program.P.shape
+        if key not in self._setups:
+            self._setups[key] = prepare(program, product, settings)
+        return self._setups[key]
+
+
+def _custom(
+    cones: Cones, settings: Settings, has_P: bool, warm: bool, cache: Cache | None = None
+) -> Any:
     """The custom function of (P, q, A, b[, x, y, s]) for one kind of problem."""
     product = Product(cones)
 
@@ -101,9 +117,9 @@ def _solver(cones: Cones, settings: Settings, has_P: bool, warm: bool) -> Any:
         if warm:
             wide = (on_cpu(a.astype)(mx.float64) for a in detached[4:])
             start = tuple(mx.broadcast_to(v, (total, v.shape[-1])) for v in wide)
-        outcome = run(
-            _program(detached, has_P), product, settings, mx.default_device(), start  # type: ignore[arg-type]
-        )
+        program = _program(detached, has_P)
+        setup = None if cache is None else cache.get(program, product, settings)
+        outcome = run(program, product, settings, mx.default_device(), start, setup)  # type: ignore[arg-type]
         _check(outcome, settings)
         return _flat(outcome)
 
@@ -208,6 +224,9 @@ def _push_forward(
     return (*first, *(mx.zeros_like(o) for o in outputs[_DIFFERENTIABLE:]))
 
 
+_shared_custom = functools.lru_cache(maxsize=256)(_custom)
+
+
 def solve(
     P: Any,
     q: Any,
@@ -252,14 +271,72 @@ def solve(
     """
     cones = Cones.of(cones)
     settings = (settings or Settings()).override(overrides)
+    return _solve(P, q, A, b, cones, warm_start, settings, _shared_custom)
+
+
+class Solver:
+    """P and A set up once (equilibrated and factored), for many q and b.
+
+    Args:
+        P: None, ``(n, n)`` or ``(B, n, n)``.
+        A: ``(m, n)`` or ``(B, m, n)``.
+        cones: `Cones` or an SCS dict.
+        settings (Settings): see there; ``overrides`` replace single ones.
+
+    Raises:
+        ValueError, TypeError: as `solve`, from the first call of `Solver.solve` at the latest.
+    """
+
+    def __init__(
+        self,
+        P: Any,
+        A: Any,
+        cones: Cones | Mapping[str, Any],
+        settings: Settings | None = None,
+        **overrides: Any,
+    ) -> None:
+        self.cones = Cones.of(cones)
+        self.settings = (settings or Settings()).override(overrides)
+        self.P, self.A = P, A
+        self._reset()
+
+    def _reset(self) -> None:
+        cache = Cache()
+        # A factor made for one P and A must not meet another: functions go with their cache.
+        self._functions = functools.lru_cache(functools.partial(_custom, cache=cache))
+
+    def update(self, *, P: Any = None, A: Any = None) -> None:
+        """Replace P or A (what is None stays); the next solve sets up again."""
+        self.P = self.P if P is None else P
+        self.A = self.A if A is None else A
+        self._reset()
+
+    def solve(self, q: Any, b: Any, *, warm_start: Any = None) -> Solution:
+        """Solve for q ``(n,)`` or ``(B, n)`` and b ``(m,)`` or ``(B, m)``; as `mlxcone.solve`."""
+        return _solve(
+            self.P, q, self.A, b, self.cones, warm_start, self.settings, self._functions
+        )
+
+
+def _solve(
+    P: Any,
+    q: Any,
+    A: Any,
+    b: Any,
+    cones: Cones,
+    warm_start: Any,
+    settings: Settings,
+    functions: Any,
+) -> Solution:
     args = problem.validate(P, q, A, b, cones.rows)
     product = Product(cones)
     # P = None still needs a place among the arguments.
-    stand_in = mx.zeros((1, 1), dtype=args.q.dtype) if args.P is None else args.P
-    data = [stand_in, args.q, reorder(args.A, product.order, -2), reorder(args.b, product.order, -1)]
+    none = mx.zeros((1, 1), dtype=args.q.dtype)
+    rows = reorder(args.A, product.order, -2), reorder(args.b, product.order, -1)
+    data = [none if args.P is None else args.P, args.q, *rows]
     if warm_start is not None:
         data += _warm(warm_start, args, product)
-    outputs = _solver(cones, settings, args.P is not None, warm_start is not None)(*data)
+    outputs = functions(cones, settings, args.P is not None, warm_start is not None)(*data)
     return _solution(outputs, args, product, settings)
 
 

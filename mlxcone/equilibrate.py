@@ -91,34 +91,55 @@ def _normalizer(*vectors: mx.array) -> mx.array:
     return mx.where(largest > 0, _power_of_two(1.0 / mx.maximum(largest, 1e-30)), 1.0)
 
 
-def equilibrate(program: Program, cones: Product, normalize: bool) -> Scaling:
-    """Scaling factors of a float64 program; all ones if ``normalize`` is off."""
+class Setup(NamedTuple):
+    """What depends on P and A alone: d (1 or B, n), e (1 or B, m), P^ and A^."""
+
+    d: mx.array
+    e: mx.array
+    P: mx.array | None
+    A: Rectangular
+
+
+def setup(program: Program, cones: Product, normalize: bool) -> Setup:
+    """Equilibrate the matrices of a float64 program; all factors 1 if ``normalize`` is off."""
     dtype = program.q.dtype
     if normalize:
         d, e = (a.astype(dtype) for a in _ruiz(program, cones))
-        if program.P is None:
-            primal = _normalizer(program.b * e)
-            dual = _normalizer(program.q * d)
-        else:
-            # One factor for both keeps P^ = D P D: a shared P stays shared.
-            primal = dual = _normalizer(program.b * e, program.q * d)
-        return Scaling(d, e, primal, dual)
-    ones = mx.ones((program.lanes, 1), dtype=dtype)
-    d, e = mx.ones((1, program.n), dtype=dtype), mx.ones((1, program.m), dtype=dtype)
-    return Scaling(d, e, ones, ones)
+    else:
+        d, e = (mx.ones((1, size), dtype=dtype) for size in (program.n, program.m))
+    return Setup(d, e, *_scaled_matrices(program, d, e))
+
+
+def normalize(setup: Setup, program: Program, enabled: bool) -> tuple[Scaling, Program]:
+    """Add the factors that depend on q and b; returns them and the equilibrated program."""
+    d, e = setup.d, setup.e
+    primal = dual = mx.ones((program.lanes, 1), dtype=program.q.dtype)
+    if enabled and program.P is None:
+        primal, dual = _normalizer(program.b * e), _normalizer(program.q * d)
+    elif enabled:
+        # One factor for both keeps P^ = D P D: a shared P stays shared.
+        primal = dual = _normalizer(program.b * e, program.q * d)
+    scaled = Program(setup.P, program.q * d * dual, setup.A, program.b * e * primal)
+    return Scaling(d, e, primal, dual), scaled
 
 
 def apply(scaling: Scaling, program: Program) -> Program:
-    """The equilibrated program."""
+    """The equilibrated program, as a graph of its data."""
     d, e = scaling.d, scaling.e
-    if program.A.matrix.ndim == 2 and d.shape[0] == 1:
-        A = program.A.matrix * e[0][:, None] * d[0][None, :]
-    else:
-        A = program.A.matrix * e[:, :, None] * d[:, None, :]
-    P = program.P
-    if P is not None:
-        shared = P.ndim == 2 and d.shape[0] == 1
-        P = P * d[0][:, None] * d[0][None, :] if shared else P * d[:, :, None] * d[:, None, :]
-    return Program(
-        P, program.q * d * scaling.dual, Rectangular.of(A), program.b * e * scaling.primal
-    )
+    P, A = _scaled_matrices(program, d, e)
+    return Program(P, program.q * d * scaling.dual, A, program.b * e * scaling.primal)
+
+
+def _scaled_matrices(
+    program: Program, d: mx.array, e: mx.array
+) -> tuple[mx.array | None, Rectangular]:
+    """D P D and E A D; shared if both the matrix and the factors are."""
+    one = d.shape[0] == 1
+
+    def scaled(matrix: mx.array, left: mx.array, right: mx.array) -> mx.array:
+        if matrix.ndim == 2 and one:
+            return matrix * left[0][:, None] * right[0][None, :]
+        return matrix * left[:, :, None] * right[:, None, :]
+
+    P = None if program.P is None else scaled(program.P, d, d)
+    return P, Rectangular.of(scaled(program.A.matrix, e, d))

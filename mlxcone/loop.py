@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 import mlx.core as mx
 
-from mlxcone import admm, lanes, residuals
+from mlxcone import admm, kkt, lanes, residuals
 from mlxcone.admm import State
 from mlxcone.anderson import Memory
 from mlxcone.cones.product import Product
@@ -66,16 +66,6 @@ def _drifts(program: Program, cones: Product, dx: mx.array, dy: mx.array) -> mx.
     return infeasible | ((value > 0) & (off <= _DRIFT * value))
 
 
-def _operator(
-    program: Program, cones: Product, settings: Settings, scale: mx.array, dtype: mx.Dtype
-) -> admm.Operator:
-    matrices = [program.A.matrix] if program.P is None else [program.A.matrix, program.P]
-    shared = all(a.ndim == 2 for a in matrices)
-    if shared and bool(mx.all(scale == scale[0]).item()):
-        scale = scale[:1]  # one factor serves every lane
-    return admm.operator(program, cones, scale, settings.rho_x, settings.alpha, dtype)
-
-
 class Loop:
     """Splitting on some lanes in one dtype, until each is ready, drifts, or the budget is spent.
 
@@ -116,12 +106,44 @@ class Loop:
         lookback = self.settings.acceleration_lookback
         return Memory.empty(mx.concatenate(state, axis=1), lookback) if lookback else None
 
+    def _operator(self, scale: mx.array, inverse: mx.array | None) -> admm.Operator:
+        """Factor in float64 unless there is a factor, iterate in the loop's dtype."""
+        matrices = [a for a in (self.program.A.matrix, self.program.P) if a is not None]
+        if all(a.ndim == 2 for a in matrices) and bool(mx.all(scale == scale[0]).item()):
+            scale = scale[:1]  # one factor serves every lane
+        weights = admm.row_weights(scale, self.cones)
+        if inverse is None:
+            inverse = kkt.splitting_inverse(self.program, weights, self.settings.rho_x)
+        return admm.Operator(
+            self.small,
+            inverse.astype(self.dtype),
+            weights.astype(self.dtype),
+            mx.array(self.settings.rho_x, dtype=self.dtype),
+            mx.array(self.settings.alpha, dtype=self.dtype),
+        )
+
     def run(
-        self, work: Splitting, budget: int, handover: float, table: Table, deadline: float
+        self,
+        work: Splitting,
+        inverse: mx.array,
+        budget: int,
+        handover: float,
+        table: Table,
+        deadline: float,
     ) -> Splitting:
-        """Iterate; lanes freeze as soon as their relative residual is at most ``handover``."""
+        """Iterate; lanes freeze as soon as their relative residual is at most ``handover``.
+
+        Args:
+            work (Splitting): where the lanes stand.
+            inverse (mx.array): the factor for the initial scale, (n, n) or (B, n, n).
+            budget (int): iterations.
+            handover (float): relative residual at which a lane is ready.
+            table (Table): told of every check.
+            deadline (float): value of ``time.monotonic()`` at which to stop.
+        """
         cones, wide = self.cones, work.x.dtype
-        op = _operator(self.program, cones, self.settings, work.scale, self.dtype)
+        fresh = bool(mx.all(work.scale == self.settings.scale).item())
+        op = self._operator(work.scale, inverse if fresh else None)
         state = State(work.x.astype(self.dtype), work.w.astype(self.dtype))
         memory = self._memory(state)
         before = admm.split(cones, op.weights, state)
@@ -161,7 +183,7 @@ class Loop:
                 scale = self._rebalance(work.scale, active, result)
                 if scale is not None:
                     work = work._replace(scale=scale)
-                    op = _operator(self.program, cones, self.settings, scale, self.dtype)
+                    op = self._operator(scale, None)
                     fresh = admm.join(op.weights, *now)
                     pick = functools.partial(mx.where, active[:, None])
                     state = State(pick(fresh.x, state.x), pick(fresh.w, state.w))

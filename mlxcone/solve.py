@@ -7,13 +7,13 @@ from typing import Any, NamedTuple
 
 import mlx.core as mx
 
-from mlxcone import admm, certificates, equilibrate, lanes, loop, residuals
+from mlxcone import admm, certificates, equilibrate, kkt, lanes, loop, residuals
 from mlxcone._linalg import on_cpu
 from mlxcone.certificates import Certificate
 from mlxcone.cones.product import Product
 from mlxcone.equilibrate import Scaling
 from mlxcone.loop import Loop, Splitting
-from mlxcone.problem import Program
+from mlxcone.problem import Program, take_lanes
 from mlxcone.refine import Refinement
 from mlxcone.report import Table
 from mlxcone.settings import Settings
@@ -67,11 +67,33 @@ def _without(program: Program, bad: mx.array) -> Program:
     return Program(P, clean(program.q), A, clean(program.b))
 
 
+class Setup(NamedTuple):
+    """What depends on P and A alone: equilibrated matrices and the splitting's first factor."""
+
+    matrices: equilibrate.Setup
+    inverse: mx.array
+
+
+@on_cpu
+def prepare(program: Program, cones: Product, settings: Settings) -> Setup:
+    """Equilibrate and factor once for many q and b; q and b of ``program`` do not matter."""
+    matrices = equilibrate.setup(program, cones, settings.normalize)
+    scaled = Program(matrices.P, program.q, matrices.A, program.b)
+    scale = mx.full((1, 1), settings.scale, dtype=program.q.dtype)
+    weights = admm.row_weights(scale, cones)
+    return Setup(matrices, kkt.splitting_inverse(scaled, weights, settings.rho_x))
+
+
 class Ladder:
     """One solve of one batch: each method is a rung, each lane leaves with its verdict."""
 
     def __init__(
-        self, program: Program, cones: Product, settings: Settings, device: mx.Device
+        self,
+        program: Program,
+        setup: Setup | None,
+        cones: Product,
+        settings: Settings,
+        device: mx.Device,
     ) -> None:
         self.device = device
         self.cones, self.settings, self.table = cones, settings, Table(settings.verbose)
@@ -79,8 +101,10 @@ class Ladder:
         self.deadline = time.monotonic() + limit if limit else float("inf")
         bad = _not_finite(program)
         self.original = _without(program, bad)
-        self.scaling = equilibrate.equilibrate(self.original, cones, settings.normalize)
-        self.program = equilibrate.apply(self.scaling, self.original)
+        self.setup = setup or prepare(self.original, cones, settings)
+        self.scaling, self.program = equilibrate.normalize(
+            self.setup.matrices, self.original, settings.normalize
+        )
         self.status: list[Status | None] = [None] * program.lanes
         for lane in lanes.where_true(bad):
             self.status[lane] = Status.FAILED
@@ -114,7 +138,8 @@ class Ladder:
             dtype,
             self.device,
         )
-        part = local.run(lanes.take(work, chosen), budget, handover, self.table, self.deadline)
+        inverse = take_lanes(self.setup.inverse, chosen, 3)
+        part = local.run(lanes.take(work, chosen), inverse, budget, handover, self.table, self.deadline)
         return Splitting(*(lanes.put(a, chosen, v) for a, v in zip(work, part, strict=True)))
 
     def certify(self, work: Splitting, which: list[int]) -> None:
@@ -245,6 +270,7 @@ def run(
     settings: Settings,
     device: mx.Device,
     warm: tuple[mx.array, mx.array, mx.array] | None = None,
+    setup: Setup | None = None,
 ) -> Outcome:
     """Solve every lane of a program.
 
@@ -254,8 +280,9 @@ def run(
         settings (Settings): how.
         device (mx.Device): where the float32 iterations run; all else runs on the CPU.
         warm (tuple): x (B, n), y and s (B, m) to start from; lanes with NaN start cold.
+        setup (Setup): of `prepare` on the same P, A and settings, if there is one.
 
     Returns:
         Outcome: with a status for each lane; never raises for a lane without a solution.
     """
-    return Ladder(program, cones, settings, device).run(warm)
+    return Ladder(program, setup, cones, settings, device).run(warm)

@@ -22,12 +22,13 @@ LEVELS: dict[str, tuple[int, int]] = {
     "mlxcone._linalg": (0, 0),
     "mlxcone.settings": (0, 0),
     "mlxcone.status": (0, 0),
+    "mlxcone.lanes": (0, 0),
     "mlxcone.solution": (0, 1),
     "mlxcone.cones.base": (1, 0),
     "mlxcone.cones.zero": (1, 1),
     "mlxcone.cones.nonneg": (1, 1),
     "mlxcone.cones.box": (1, 1),
-    "mlxcone.cones.soc": (1, 1),
+    "mlxcone.cones.second_order": (1, 1),
     "mlxcone.cones.psd": (1, 1),
     "mlxcone.cones.exponential": (1, 1),
     "mlxcone.cones.power": (1, 1),
@@ -37,15 +38,17 @@ LEVELS: dict[str, tuple[int, int]] = {
     "mlxcone.problem": (1, 5),
     "mlxcone.report": (1, 5),
     "mlxcone.equilibrate": (2, 0),
-    "mlxcone.kkt": (2, 0),
     "mlxcone.anderson": (2, 0),
-    "mlxcone.residuals": (2, 0),
     "mlxcone.residual_map": (2, 0),
+    "mlxcone.residuals": (2, 1),
+    "mlxcone.kkt": (2, 1),
     "mlxcone.admm": (3, 0),
-    "mlxcone.refine": (3, 0),
-    "mlxcone.certificates": (3, 0),
+    "mlxcone.multipliers": (3, 0),
     "mlxcone.derivative": (3, 0),
-    "mlxcone.solve": (4, 0),
+    "mlxcone.certificates": (3, 1),
+    "mlxcone.refine": (3, 1),
+    "mlxcone.loop": (4, 0),
+    "mlxcone.solve": (4, 1),
     "mlxcone.differentiable": (5, 0),
     "mlxcone.cvxpy_interface": (6, 0),
     "mlxcone.distributed": (6, 0),
@@ -160,7 +163,8 @@ def level_faults(module: Module, levels: dict[str, tuple[int, int]]) -> list[str
             continue
         where = f"{module.name}:{imported.line}"
         if target not in levels:
-            faults.append(f"{where} imports {target}, which has no level")
+            name = f"{imported.module}.{imported.name}" if imported.name else imported.module
+            faults.append(f"{where} imports {name}, which has no level")
         elif levels[target] >= levels[module.name]:
             faults.append(
                 f"{where} (level {levels[module.name]}) imports {target} (level {levels[target]})"
