@@ -9,6 +9,9 @@ ten decoys, the same columns shuffled. A good set of penalties switches the deco
 The run then checks the layer against solvers that share no code with it, compares the fit with
 scikit-learn's ``LassoCV`` on patients that no one has seen, draws ``examples/output/demo.png``, and
 times the same training step through ``cvxpylayers.mlx``. It exits with 1 if a check fails.
+
+``--seed`` draws other decoys, splits and test patients. Of seeds 0 to 5, the learned penalties beat
+``LassoCV`` on the test patients for four; 110 patients are few, so the margin moves with the draw.
 """
 
 from __future__ import annotations
@@ -302,7 +305,7 @@ def draw(data: Data, learned: mx.array, history: History, uniform: float) -> Non
     for j in reversed(range(len(data.names))):
         label = {0: "measured", data.real: "decoy (shuffled)"}.get(j)
         right.plot(path[:, j], color=colors[j], linewidth=1.6, label=label)
-    for j in np.argsort(-path[-1])[:5]:
+    for j in np.flatnonzero(path[-1] > 0.02):
         right.annotate(data.names[j], (len(path), path[-1, j]), color=colors[j], fontsize=8)
     right.set_xlabel("step")
     right.set_title("Mean size of each coefficient")

@@ -19,7 +19,7 @@ from mlxcone.residuals import dot, norm
 from mlxcone.settings import Settings
 
 _SCALE_BAND = 5.0  # rebalance when the scale is off by more (OSQP, section 5.2)
-_DRIFT = 1e-2  # how closely a drift must resemble a certificate to be worth a try
+_ROOM = 10.0  # a drift must exclude points this much larger than the iterate to be worth a try
 
 
 class Splitting(NamedTuple):
@@ -54,16 +54,25 @@ def warm(
     return work._replace(x=state.x, w=state.w)
 
 
-def _drifts(program: Program, cones: Product, dx: mx.array, dy: mx.array) -> mx.array:
-    """Whether the successive difference resembles a certificate (Banjac et al. 2019)."""
-    y = cones.project_dual(dy)
-    value = -dot(program.b, y)
-    off = norm(program.A.transpose_times(y)) + norm(y - dy)
-    infeasible = (value > 0) & (off <= _DRIFT * value)
+def _size(v: mx.array) -> mx.array:
+    """1-norm per lane, at least the number of entries."""
+    return mx.maximum(mx.sum(mx.abs(v), axis=1), float(v.shape[1]))
+
+
+def _drifts(
+    program: Program, cones: Product, x: mx.array, y: mx.array, dx: mx.array, dy: mx.array
+) -> mx.array:
+    """Whether the successive difference resembles a certificate (Banjac et al. 2019).
+
+    y in K* with b'y < 0 excludes every feasible x with |x|_1 |A'y|_inf < -b'y; a drift is worth a
+    closer look when what it excludes is well beyond the iterate. Likewise for x and dual points.
+    """
+    ray = cones.project_dual(dy)
+    off = norm(program.A.transpose_times(ray)) + norm(ray - dy)
+    infeasible = _ROOM * _size(x) * off < -dot(program.b, ray)
     Ax = program.A.times(dx)
-    value = -dot(program.q, dx)
     off = norm(program.P_times(dx)) + norm(Ax + cones.project(-Ax))
-    return infeasible | ((value > 0) & (off <= _DRIFT * value))
+    return infeasible | (_ROOM * _size(y) * off < -dot(program.q, dx))
 
 
 class Loop:
@@ -157,7 +166,7 @@ class Loop:
                 now = admm.split(cones, op.weights, moved)
                 result = residuals.measure(self.small, self.factors, *now, 0.0, 1.0)
                 dx, dy = now[0] - before[0], now[1] - before[1]
-                drifts = _drifts(self.small, cones, dx, dy)
+                drifts = _drifts(self.small, cones, now[0], now[1], dx, dy)
             sane = active & mx.isfinite(result.relative)
             drifts = sane & drifts
             freeze = functools.partial(mx.where, sane[:, None])
