@@ -24,7 +24,7 @@ from mlxcone.operators import Rectangular
 from mlxcone.problem import Program, reorder
 from mlxcone.settings import Settings
 from mlxcone.solution import Info, Solution
-from mlxcone.solve import Outcome, Setup, prepare, run
+from mlxcone.ladder import Outcome, Setup, prepare, run
 from mlxcone.status import SolverError, Status
 
 # Ranks of the arguments P, q, A, b and of the warm start x, y, s without a batch axis.
