@@ -2,7 +2,8 @@
 
 The map from parameters to (P, q, A, b) has about one nonzero a row. It is kept as indices and
 values and applied by gather and scatter-add; its derivative is the transposed map, applied the
-same way. (MLX's own scatter has no jvp, so both directions are custom functions of each other.)
+same way. (MLX's own scatter has no jvp, so both directions are custom functions of each other,
+and what they compute inside is cut off from the transforms.)
 """
 
 from __future__ import annotations
@@ -45,6 +46,8 @@ class SparseMap:
         return self._forward(p)
 
     def _apply(self, p: mx.array, transposed: bool) -> mx.array:
+        if 0 in self.shape:
+            return mx.zeros((p.shape[0], self.shape[1 if transposed else 0]), dtype=p.dtype)
         sources, targets = (self.rows, self.columns) if transposed else (self.columns, self.rows)
         size = self.shape[1] if transposed else self.shape[0]
         # Lanes last: gather and scatter then move contiguous rows.
@@ -59,7 +62,8 @@ def _linear(owner: SparseMap, transposed: bool) -> Any:
 
     @mx.custom_function
     def apply(p: mx.array) -> mx.array:
-        return owner._apply(p, transposed)
+        # mx.jvp would walk through the scatter although the rule below is there.
+        return owner._apply(mx.stop_gradient(p), transposed)
 
     @apply.vjp
     def apply_vjp(primals: Any, cotangents: Any, outputs: Any) -> Any:

@@ -89,8 +89,6 @@ class CvxpyLayer:
         P, q, A, b = (self._data(part, checked) for part in (form.P, form.q, form.A, form.b))
         solution = mlxcone.solve(P, q, A, b, form.cones, settings=settings)
         x = solution.x
-        if settings.on_failure == "nan":
-            x = mx.where((solution.info.status > 0)[..., None], x, mx.nan)
         # Nothing batched reached the data of a batched call: every lane has the same answer.
         x = x if x.ndim == 2 else x[None]
         found = [recover.variable(x, v.index, v.shape) for v in form.variables]

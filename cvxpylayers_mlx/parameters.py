@@ -5,9 +5,7 @@ from __future__ import annotations
 from typing import Any, NamedTuple
 
 import mlx.core as mx
-import numpy as np
-
-_FLOATS = (mx.float16, mx.bfloat16, mx.float32, mx.float64)
+from mlxcone.problem import as_array
 
 
 class Checked(NamedTuple):
@@ -28,14 +26,6 @@ class Pick(NamedTuple):
     mirror: mx.array | None
 
 
-def _as_array(value: Any) -> mx.array:
-    if isinstance(value, mx.array):
-        return value if value.dtype in _FLOATS else value.astype(mx.float32)
-    host = np.asarray(value.toarray() if hasattr(value, "toarray") else value)
-    wide = host.dtype == np.float64 and isinstance(value, (np.ndarray, np.generic))
-    return mx.array(host, dtype=mx.float64 if wide else mx.float32)
-
-
 def check(values: tuple[Any, ...], shapes: list[tuple[int, ...]]) -> Checked:
     """Validate the arrays of a call against the shapes of the parameters.
 
@@ -47,7 +37,7 @@ def check(values: tuple[Any, ...], shapes: list[tuple[int, ...]]) -> Checked:
             "A tensor must be provided for each CVXPY parameter; "
             f"received {len(values)} tensors, expected {len(shapes)}"
         )
-    arrays = [_as_array(v) for v in values]
+    arrays = [as_array(f"parameter {i}", v) for i, v in enumerate(values)]
     sizes: list[int] = []
     for i, (array, shape) in enumerate(zip(arrays, shapes, strict=True)):
         got = tuple(array.shape)

@@ -51,6 +51,20 @@ def spd_inverse(matrix: mx.array) -> tuple[mx.array, mx.array]:
     return mx.linalg.cholesky_inv(factor, stream=mx.cpu), ok
 
 
+@on_cpu
+def spd_pencil(base: mx.array, matrix: mx.array) -> tuple[mx.array, mx.array]:
+    """V (n, n) and l (n,) with V'base V = I and V'matrix V = diag(l).
+
+    Args:
+        base (mx.array): symmetric positive definite, (n, n), finite.
+        matrix (mx.array): symmetric, (n, n), finite.
+    """
+    factor = mx.linalg.cholesky(base, stream=mx.cpu)
+    half = mx.linalg.tri_inv(factor, stream=mx.cpu)
+    values, vectors = mx.linalg.eigh(half @ matrix @ half.T, stream=mx.cpu)
+    return half.T @ vectors, values
+
+
 def poison() -> mx.array:
     """A float32 scalar that raises when, and only when, it is evaluated.
 

@@ -17,11 +17,11 @@ import mlx.core as mx
 from mlxcone import anderson
 from mlxcone.anderson import Memory
 from mlxcone.cones.product import Product
-from mlxcone.operators import row_times
 from mlxcone.problem import Program
+from mlxcone.splitting_factor import Factor
 
 _EQUALITY_FACTOR = 1e3  # equality rows are always active: SCS and OSQP weigh them alike
-_LEAST_SCALE, _MOST_SCALE = 1e-6, 1e6
+_LEAST_SCALE, _MOST_SCALE = 1e-6, 1e4
 
 
 class State(NamedTuple):
@@ -32,20 +32,32 @@ class State(NamedTuple):
 
 
 class Operator(NamedTuple):
-    """What one step needs: program, (P + rho_x I + A'R A)^-1, R (1 or B, m), rho_x and alpha."""
+    """What one step needs: program, (P + rho_x I + A'R A)^-1, R (B, m), rho_x and alpha."""
 
     program: Program
-    inverse: mx.array
+    factor: Factor
     weights: mx.array
     rho_x: mx.array
     alpha: mx.array
 
+    def take(self, chosen: mx.array, program: Program) -> Operator:
+        """Some lanes, of which ``program`` is the program."""
+        return self._replace(
+            program=program,
+            factor=self.factor.take(chosen),
+            weights=self.weights[chosen],
+        )
+
+
+def unit_weights(cones: Product, dtype: mx.Dtype = mx.float64) -> mx.array:
+    """R at scale 1, (m,)."""
+    rows = mx.arange(cones.rows)
+    return mx.where(rows < cones.zero_rows, _EQUALITY_FACTOR, 1.0).astype(dtype)
+
 
 def row_weights(scale: mx.array, cones: Product) -> mx.array:
-    """R from the scale (1 or B, 1) of each lane."""
-    rows = mx.arange(cones.rows)[None, :]
-    factor = mx.where(rows < cones.zero_rows, _EQUALITY_FACTOR, 1.0).astype(scale.dtype)
-    return mx.minimum(scale * factor, _MOST_SCALE)
+    """R from the scale (B, 1) of each lane, (B, m)."""
+    return scale * unit_weights(cones, scale.dtype)
 
 
 def step(cones: Product, op: Operator, state: State) -> State:
@@ -53,7 +65,7 @@ def step(cones: Product, op: Operator, state: State) -> State:
     s = cones.project(state.w)
     reflected = op.weights * (op.program.b - 2.0 * s + state.w)
     rhs = op.rho_x * state.x - op.program.q + op.program.A.transpose_times(reflected)
-    x_new = row_times(rhs, op.inverse)
+    x_new = op.factor.times(rhs)
     s_new = op.program.b - op.program.A.times(x_new)
     return State(
         state.x + op.alpha * (x_new - state.x), state.w + op.alpha * (s_new - s)

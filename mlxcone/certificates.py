@@ -39,6 +39,19 @@ def _normalized(direction: mx.array, value: mx.array) -> mx.array:
     return mx.where(good, direction / mx.where(good, -value, 1.0), 0.0)
 
 
+def _violation(
+    value: mx.array, drift: mx.array, bare: mx.array, size: mx.array, eps: float
+) -> mx.array:
+    """At most 1 for a certificate: the drift is at most eps where ``value`` is scaled to -1, in
+    original units, and (``bare``) at most eps of the certificate's own ``size``, equilibrated.
+
+    The first alone would let large q or b pass for unboundedness or infeasibility.
+    """
+    absolute = drift / mx.maximum(-value, 1e-300)
+    relative = bare / mx.maximum(size, 1e-300)
+    return mx.where(value < 0, mx.maximum(absolute, relative) / eps, mx.inf)
+
+
 def _per_lane(matrix: mx.array, lanes: int) -> mx.array:
     return mx.broadcast_to(matrix[None], (lanes, *matrix.shape)) if matrix.ndim == 2 else matrix
 
@@ -76,8 +89,8 @@ def infeasible(
     def judge(some: mx.array, x: mx.array, y: mx.array, s: mx.array) -> mx.array:
         local, factors = program.take(some), scaling.take(some)
         value = dot(local.b, y) / factors.primal[:, 0]
-        drift = norm(local.A.transpose_times(y) / factors.d)
-        return mx.where(value < 0, drift / mx.maximum(-value, 1e-300) / eps, mx.inf)
+        Aty = local.A.transpose_times(y)
+        return _violation(value, norm(Aty / factors.d), norm(Aty), norm(y), eps)
 
     y = cones.project_dual(direction)
     y = _normalized(y, dot(program.b, y)[:, None])
@@ -121,10 +134,10 @@ def unbounded(
         # With x = D x^: q'x = q^'x^ / gamma, A x = E^-1 A^ x^, P x = (beta / gamma) D^-1 P^ x^.
         value = dot(local.q, x) / factors.dual[:, 0]
         Ax = local.A.times(x)
-        row = norm((Ax + cones.project(-Ax)) / factors.e)
-        bend = norm(local.P_times(x) * factors.primal / factors.dual / factors.d)
-        drift = mx.maximum(row, bend)
-        return mx.where(value < 0, drift / mx.maximum(-value, 1e-300) / eps, mx.inf)
+        row, Px = Ax + cones.project(-Ax), local.P_times(x)
+        bend = norm(Px * factors.primal / factors.dual / factors.d)
+        drift = mx.maximum(norm(row / factors.e), bend)
+        return _violation(value, drift, mx.maximum(norm(row), norm(Px)), norm(x), eps)
 
     x = _normalized(direction, dot(program.q, direction)[:, None])
     y = mx.zeros((lanes, extended.rows), dtype=dtype)

@@ -119,7 +119,16 @@ def _custom(
             start = tuple(mx.broadcast_to(v, (total, v.shape[-1])) for v in wide)
         program = _program(detached, has_P)
         setup = None if cache is None else cache.get(program, product, settings)
-        outcome = run(program, product, settings, mx.default_device(), start, setup)  # type: ignore[arg-type]
+        rounding = mx.finfo(arguments[1].dtype).eps
+        outcome = run(
+            program,
+            product,
+            settings,
+            mx.default_device(),  # type: ignore[arg-type]
+            start,
+            setup,
+            rounding,
+        )
         _check(outcome, settings)
         return _flat(outcome)
 
@@ -297,7 +306,8 @@ class Solver:
     ) -> None:
         self.cones = Cones.of(cones)
         self.settings = (settings or Settings()).override(overrides)
-        self.P, self.A = P, A
+        self.P = None if P is None else problem.as_array("P", P)
+        self.A = problem.as_array("A", A)
         self._reset()
 
     def _reset(self) -> None:
@@ -307,8 +317,8 @@ class Solver:
 
     def update(self, *, P: Any = None, A: Any = None) -> None:
         """Replace P or A (what is None stays); the next solve sets up again."""
-        self.P = self.P if P is None else P
-        self.A = self.A if A is None else A
+        self.P = self.P if P is None else problem.as_array("P", P)
+        self.A = self.A if A is None else problem.as_array("A", A)
         self._reset()
 
     def solve(self, q: Any, b: Any, *, warm_start: Any = None) -> Solution:
@@ -344,6 +354,8 @@ def _warm(
     start: Any, args: problem.Arguments, product: Product
 ) -> list[mx.array]:
     m, n = args.A.shape[-2:]
+    if len(start) not in (3, len(Solution._fields)):
+        raise ValueError(f"warm_start: expected x, y and s, got {len(start)} arrays")
     out = []
     for name, value, size in zip("xys", start, (n, m, m), strict=False):
         array = problem.as_array(f"warm_start.{name}", value)
@@ -362,7 +374,9 @@ def _solution(
     y, s = (reorder(v, product.inverse, -1) for v in (y, s))
     solved = (status > 0)[:, None]
     if settings.on_failure == "nan":
-        x, y, s = (mx.where(solved, v, mx.nan) for v in (x, y, s))
+        # Added, not chosen: the cotangent still arrives, and the gradient is NaN where it is used.
+        blot = mx.where(solved, mx.array(0.0, dtype=mx.float64), mx.nan)
+        x, y, s = (v + blot for v in (x, y, s))
     # An ordinary expression of x and the data: it is differentiable like them.
     q = args.q.astype(mx.float64)
     objective = mx.sum(q * x, axis=1)

@@ -39,6 +39,10 @@ class Scaling(NamedTuple):
         """In another dtype; powers of two survive."""
         return Scaling(*(a.astype(dtype) for a in self))
 
+    def neutral(self) -> Scaling:
+        """All factors 1: residuals measured with it are those of the equilibrated program."""
+        return Scaling(*(mx.ones_like(a) for a in self))
+
     def unscale(
         self, x: mx.array, y: mx.array, s: mx.array
     ) -> tuple[mx.array, mx.array, mx.array]:
@@ -73,7 +77,9 @@ def _ruiz(program: Program, cones: Product) -> tuple[mx.array, mx.array]:
         P = P if P.ndim == 3 else P[None]
     lanes = max(A.shape[0], 1 if P is None else P.shape[0])
     d = mx.ones((lanes, program.n), dtype=mx.float32)
-    e = mx.ones((lanes, program.m), dtype=mx.float32)
+    # The bounds below hold relative to the size of A as a whole.
+    size = _normalizer(A.reshape(A.shape[0], A.shape[1] * A.shape[2]))
+    e = mx.broadcast_to(size, (lanes, program.m))
     for _ in range(_PASSES):
         scaled = A * e[:, :, None] * d[:, None, :]
         column = _largest(scaled, 1)
@@ -81,13 +87,16 @@ def _ruiz(program: Program, cones: Product) -> tuple[mx.array, mx.array]:
             column = mx.maximum(column, _largest(P * d[:, :, None] * d[:, None, :], 1))
         row = cones.uniform(_largest(scaled, 2))
         d = mx.clip(d * _inverse_root(column), _LEAST, _MOST)
-        e = mx.clip(e * _inverse_root(row), _LEAST, _MOST)
+        e = mx.clip(e * _inverse_root(row), _LEAST * size, _MOST * size)
     return _power_of_two(d), _power_of_two(e)
 
 
 def _normalizer(*vectors: mx.array) -> mx.array:
     """1 / largest entry, as a power of two; 1 when all is zero."""
-    largest = mx.max(mx.concatenate([mx.abs(v) for v in vectors], axis=1), axis=1, keepdims=True)
+    whole = mx.concatenate([mx.abs(v) for v in vectors], axis=1)
+    if whole.size == 0:
+        return mx.ones((whole.shape[0], 1), dtype=whole.dtype)
+    largest = mx.max(whole, axis=1, keepdims=True)
     return mx.where(largest > 0, _power_of_two(1.0 / mx.maximum(largest, 1e-30)), 1.0)
 
 

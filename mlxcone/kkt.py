@@ -1,6 +1,6 @@
-"""Factor and solve: the splitting's linear system, and J reduced to n x n.
+"""J reduced to n x n: factor and solve.
 
-Reduced form. With sigma, eps > 0 in place of the zero blocks, M = J + diag(sigma I, -eps I) has
+With sigma, eps > 0 in place of the zero blocks, M = J + diag(sigma I, -eps I) has
 E = (1 + eps) I - D in its corner, which is easy to invert cone by cone. With W = D E^-1 (so that
 E^-1 = (I + W) / (1 + eps)) and H = P + sigma I + A'W A (symmetric positive definite),
 
@@ -35,14 +35,6 @@ def normal_matrix(program: Program, weighted: mx.array, sigma: float | mx.array)
     if program.m == 0:
         return base
     return base + program.A.transposed @ weighted
-
-
-def splitting_inverse(program: Program, weights: mx.array, rho_x: float) -> mx.array:
-    """(P + rho_x I + A' diag(weights) A)^-1, shared if matrices and weights (1, m) are."""
-    shared = weights.shape[0] == 1 and program.A.matrix.ndim == 2
-    rows = weights[0][:, None] if shared else weights[:, :, None]
-    inverse, _ = spd_inverse(normal_matrix(program, rows * program.A.matrix, rho_x))
-    return inverse
 
 
 def _penalty(eps: float) -> Callable[[mx.array], mx.array]:

@@ -7,21 +7,23 @@ from typing import Any, NamedTuple
 
 import mlx.core as mx
 
-from mlxcone import admm, certificates, equilibrate, kkt, lanes, loop, residuals
+from mlxcone import admm, certificates, equilibrate, lanes, loop, residuals, splitting_factor
 from mlxcone._linalg import on_cpu
 from mlxcone.certificates import Certificate
 from mlxcone.cones.product import Product
 from mlxcone.equilibrate import Scaling
 from mlxcone.loop import Loop, Splitting
-from mlxcone.problem import Program, take_lanes
+from mlxcone.problem import Program
 from mlxcone.refine import Refinement
 from mlxcone.report import Table
 from mlxcone.settings import Settings
+from mlxcone.splitting_factor import Explicit
 from mlxcone.status import Status
 
 _FIRST_BUDGET = 400  # float32 iterations before refinement takes over whatever is left
-_INACCURATE = 1e3  # violation up to which a lane counts as solved inaccurately
+_INACCURATE = 1e-6  # tolerance at which a lane still counts as solved, inaccurately
 _CERTIFICATE_ITERS = 60
+_HOPELESS = 1e4  # a warm start with residuals this much larger than zero's is none
 
 
 class Outcome(NamedTuple):
@@ -71,7 +73,7 @@ class Setup(NamedTuple):
     """What depends on P and A alone: equilibrated matrices and the splitting's first factor."""
 
     matrices: equilibrate.Setup
-    inverse: mx.array
+    factor: Explicit
 
 
 @on_cpu
@@ -80,8 +82,8 @@ def prepare(program: Program, cones: Product, settings: Settings) -> Setup:
     matrices = equilibrate.setup(program, cones, settings.normalize)
     scaled = Program(matrices.P, program.q, matrices.A, program.b)
     scale = mx.full((1, 1), settings.scale, dtype=program.q.dtype)
-    weights = admm.row_weights(scale, cones)
-    return Setup(matrices, kkt.splitting_inverse(scaled, weights, settings.rho_x))
+    unit = admm.unit_weights(cones)
+    return Setup(matrices, splitting_factor.explicit(scaled, scale, unit, settings.rho_x))
 
 
 class Ladder:
@@ -94,8 +96,9 @@ class Ladder:
         cones: Product,
         settings: Settings,
         device: mx.Device,
+        precision: float,
     ) -> None:
-        self.device = device
+        self.device, self.precision = device, precision
         self.cones, self.settings, self.table = cones, settings, Table(settings.verbose)
         limit = settings.time_limit_secs
         self.deadline = time.monotonic() + limit if limit else float("inf")
@@ -116,12 +119,20 @@ class Ladder:
         return [lane for lane, status in enumerate(self.status) if status is None]
 
     def start(self, warm: tuple[mx.array, mx.array, mx.array] | None) -> Splitting:
-        """Zero, or a warm start where it is finite."""
+        """Zero, or a warm start where it is finite and not far worse than zero."""
         if warm is None:
             return loop.cold(self.program, self.settings)
         finite = mx.all(mx.isfinite(mx.concatenate(warm, axis=1)), axis=1, keepdims=True)
-        x, y, s = self.scaling.scale(*(mx.where(finite, v, 0.0) for v in warm))
+        start = [mx.where(finite, v, 0.0) for v in self.scaling.scale(*warm)]
+        zero = [mx.zeros_like(v) for v in start]
+        helps = self._distance(*start) <= _HOPELESS * self._distance(*zero) + _HOPELESS
+        x, y, s = (mx.where(helps, v, 0.0) for v in start)
         return loop.warm(self.program, self.cones, self.settings, x, y, s)
+
+    def _distance(self, x: mx.array, y: mx.array, s: mx.array) -> mx.array:
+        """Largest absolute residual of an equilibrated point, (B, 1)."""
+        result = residuals.measure(self.program, self.scaling.neutral(), x, y, s, 0.0, 1.0)
+        return mx.maximum(result.primal, result.dual)[:, None]
 
     def split(
         self, work: Splitting, which: list[int], budget: int, dtype: mx.Dtype, handover: float
@@ -137,9 +148,12 @@ class Ladder:
             self.settings,
             dtype,
             self.device,
+            handover,
         )
-        inverse = take_lanes(self.setup.inverse, chosen, 3)
-        part = local.run(lanes.take(work, chosen), inverse, budget, handover, self.table, self.deadline)
+        part = lanes.take(work, chosen)
+        fresh = bool(mx.all(part.scale == self.settings.scale).item())
+        first = self.setup.factor.take(chosen) if fresh else None
+        part = local.run(part, first, budget, self.table, self.deadline)
         return Splitting(*(lanes.put(a, chosen, v) for a, v in zip(work, part, strict=True)))
 
     def certify(self, work: Splitting, which: list[int]) -> None:
@@ -171,6 +185,9 @@ class Ladder:
 
     def refine(self, refinement: Refinement, which: list[int]) -> None:
         """Newton, then multipliers for the lanes where it stalls."""
+        if not self.settings.refine:
+            self._settle(refinement)
+            return
         self.table.rung("newton", len(which))
         refinement.newton(which, self.settings.newton_iters)
         self._settle(refinement)
@@ -178,21 +195,23 @@ class Ladder:
         if left:
             self.table.rung("multipliers", len(left))
             refinement.multipliers(left, self.settings.multiplier_iters)
-            self._settle(refinement)
+            # What is left may be as good as its data: rounded numbers often fit no better.
+            self._settle(refinement, 2.0 * self.precision)
 
-    def _settle(self, refinement: Refinement) -> None:
-        unsolved = set(refinement.unsolved())
+    def _settle(
+        self, refinement: Refinement, at_least: float = 0.0, status: Status = Status.SOLVED
+    ) -> None:
+        good = set(refinement.solved(at_least))
         for lane in self.open_lanes():
-            if lane not in unsolved:
-                self.status[lane] = Status.SOLVED
+            if lane in good:
+                self.status[lane] = status
 
     def run(self, warm: tuple[mx.array, mx.array, mx.array] | None) -> Outcome:
         """Climb."""
         settings = self.settings
         first = min(settings.max_iters, _FIRST_BUDGET)
-        work = self.split(
-            self.start(warm), self.open_lanes(), first, mx.float32, settings.handover
-        )
+        handover = settings.handover if settings.refine else 0.0
+        work = self.split(self.start(warm), self.open_lanes(), first, mx.float32, handover)
         self.certify(work, [lane for lane in self.open_lanes() if work.drifts[lane].item()])
         refinement = self._refinement(work)
         self.refine(refinement, self.open_lanes())
@@ -204,7 +223,7 @@ class Ladder:
             # Stubborn lanes: more splitting, now in float64, and refinement from there.
             budget = min(4 * spent, settings.max_iters - spent)
             which = self.open_lanes()
-            work = self.split(work, which, budget, mx.float64, 1e-2 * settings.handover)
+            work = self.split(work, which, budget, mx.float64, 1e-2 * handover)
             spent += budget
             again = self._refinement(work)
             self.refine(again, which)
@@ -221,13 +240,10 @@ class Ladder:
         )
 
     def _conclude(self, refinement: Refinement) -> None:
+        self._settle(refinement, _INACCURATE, Status.SOLVED_INACCURATE)
         late = time.monotonic() > self.deadline
-        violation: Any = refinement.violation.tolist()
         for lane in self.open_lanes():
-            if violation[lane] <= _INACCURATE:
-                self.status[lane] = Status.SOLVED_INACCURATE
-            else:
-                self.status[lane] = Status.INTERRUPTED if late else Status.INDETERMINATE
+            self.status[lane] = Status.INTERRUPTED if late else Status.INDETERMINATE
 
     def _outcome(self, work: Splitting, refinement: Refinement) -> Outcome:
         refinement.finish()
@@ -271,6 +287,7 @@ def run(
     device: mx.Device,
     warm: tuple[mx.array, mx.array, mx.array] | None = None,
     setup: Setup | None = None,
+    precision: float = 0.0,
 ) -> Outcome:
     """Solve every lane of a program.
 
@@ -281,8 +298,10 @@ def run(
         device (mx.Device): where the float32 iterations run; all else runs on the CPU.
         warm (tuple): x (B, n), y and s (B, m) to start from; lanes with NaN start cold.
         setup (Setup): of `prepare` on the same P, A and settings, if there is one.
+        precision (float): relative rounding of the data; a lane that gets no better than twice
+            that counts as solved.
 
     Returns:
         Outcome: with a status for each lane; never raises for a lane without a solution.
     """
-    return Ladder(program, setup, cones, settings, device).run(warm)
+    return Ladder(program, setup, cones, settings, device, precision).run(warm)

@@ -33,6 +33,8 @@ def take(tree: Any, lanes: mx.array) -> Any:
 
 def put(array: mx.array, lanes: mx.array, values: mx.array) -> mx.array:
     """A copy of ``array`` with some lanes replaced."""
+    if array.size == 0:
+        return array
     # A copy first: item assignment on a NamedTuple's field would reach its other holders.
     copy = mx.array(array)
     copy[lanes] = values

@@ -2,21 +2,21 @@
 
 from __future__ import annotations
 
-import functools
 import time
 from typing import NamedTuple
 
 import mlx.core as mx
 
-from mlxcone import admm, kkt, lanes, residuals
+from mlxcone import admm, lanes, residuals, splitting_factor
 from mlxcone.admm import State
 from mlxcone.anderson import Memory
 from mlxcone.cones.product import Product
 from mlxcone.equilibrate import Scaling
 from mlxcone.problem import Program
 from mlxcone.report import Table
-from mlxcone.residuals import dot, norm
+from mlxcone.residuals import Residuals, dot, norm
 from mlxcone.settings import Settings
+from mlxcone.splitting_factor import Explicit, Factor, Pencil
 
 _SCALE_BAND = 5.0  # rebalance when the scale is off by more (OSQP, section 5.2)
 _ROOM = 10.0  # a drift must exclude points this much larger than the iterate to be worth a try
@@ -75,6 +75,43 @@ def _drifts(
     return infeasible | (_ROOM * _size(y) * off < -dot(program.q, dx))
 
 
+class _Live(NamedTuple):
+    """Lanes still iterated: their places in the batch; in the loop's dtype the program, scaling,
+    operator, state and Anderson memory; scales (B, 1) in float64."""
+
+    places: mx.array
+    program: Program
+    scaling: Scaling
+    op: admm.Operator
+    state: State
+    memory: Memory | None
+    scale: mx.array
+
+    def take(self, keep: mx.array) -> _Live:
+        """Some of them."""
+        program, memory = self.program.take(keep), self.memory
+        return _Live(
+            self.places[keep],
+            program,
+            self.scaling.take(keep),
+            self.op.take(keep, program),
+            lanes.take(self.state, keep),
+            None if memory is None else lanes.take(memory, keep),
+            self.scale[keep],
+        )
+
+
+class _Check(NamedTuple):
+    """What a chunk of iterations led to: state, (x, y, s), its change, residuals, drifts."""
+
+    state: State
+    now: tuple[mx.array, mx.array, mx.array]
+    dx: mx.array
+    dy: mx.array
+    result: Residuals
+    drifts: mx.array
+
+
 class Loop:
     """Splitting on some lanes in one dtype, until each is ready, drifts, or the budget is spent.
 
@@ -85,6 +122,7 @@ class Loop:
         settings (Settings): relaxation, cadence, acceleration.
         dtype (mx.Dtype): arithmetic of the iteration.
         device (mx.Device): where float32 iterations run; float64 exists on the CPU only.
+        handover (float): relative residual at which a lane stops; one that meets eps stops anyway.
     """
 
     def __init__(
@@ -95,117 +133,166 @@ class Loop:
         settings: Settings,
         dtype: mx.Dtype,
         device: mx.Device,
+        handover: float,
     ) -> None:
-        self.program, self.cones, self.settings, self.dtype = program, cones, settings, dtype
+        self.program, self.scaling = program, scaling
+        self.cones, self.settings, self.dtype = cones, settings, dtype
         self.device = device if dtype == mx.float32 else mx.Device(mx.DeviceType.cpu)
-        self.small, self.factors = program.astype(dtype), scaling.astype(dtype)
+        self.handover = handover
+        self.unit = admm.unit_weights(cones)
+        self._pencil: Pencil | None = None
 
-    def _chunk(
-        self, op: admm.Operator, state: State, memory: Memory | None, steps: int
-    ) -> tuple[State, Memory | None]:
-        while steps > 0:
-            some = min(steps, self.settings.acceleration_interval)
-            accelerate = memory if some > 2 else None
-            state, kept = admm.advance(self.cones, op, state, accelerate, some)
-            memory = kept if accelerate is not None else memory
-            steps -= some
-        return state, memory
+    def run(
+        self, work: Splitting, first: Explicit | None, budget: int, table: Table, deadline: float
+    ) -> Splitting:
+        """Iterate.
 
-    def _memory(self, state: State) -> Memory | None:
+        Args:
+            work (Splitting): state of each lane.
+            first: the inverse at the lanes' present scales, if there is one.
+            budget (int): iterations.
+            table (Table): where progress goes.
+            deadline (float): value of ``time.monotonic()`` at which to stop.
+        """
+        live = self._enter(work, first)
+        left, done = list(range(work.x.shape[0])), 0
+        while left and done < budget and time.monotonic() < deadline:
+            steps = min(self.settings.check_interval, budget - done)
+            done += steps
+            with mx.stream(self.device):
+                live, check = self._chunk(live, steps)
+            result = check.result
+            ready = (result.relative <= self.handover) | (result.violation <= 1.0)
+            stays = mx.isfinite(result.relative) & mx.logical_not(ready | check.drifts)
+            mx.eval(live, check, stays)
+            table.row("splitting", done, len(left), *self._worst(result, left))
+            keeps = set(lanes.where_true(stays))
+            gone = [k for k in left if k not in keeps]
+            left = [k for k in left if k in keeps]
+            over = not left or done >= budget or time.monotonic() >= deadline
+            work = self._record(work, live, check, gone + left if over else gone, done)
+            if over:
+                break
+            width = live.places.shape[0]
+            keep = lanes.bucket(left, width)
+            if keep.shape[0] < width:
+                live, check = live.take(keep), check._replace(
+                    now=tuple(v[keep] for v in check.now), result=lanes.take(result, keep)
+                )
+                left = list(range(len(left)))
+            if self.settings.adaptive_scale:
+                live = self._rebalance(live, check, left)
+        return work
+
+    def _enter(self, work: Splitting, first: Explicit | None) -> _Live:
+        """Every lane, from where ``work`` left it."""
+        state = State(work.x.astype(self.dtype), work.w.astype(self.dtype))
         lookback = self.settings.acceleration_lookback
-        return Memory.empty(mx.concatenate(state, axis=1), lookback) if lookback else None
+        flat = mx.concatenate(state, axis=1)
+        program = self.program.astype(self.dtype)
+        factor = first or self._factor(work.scale)
+        return _Live(
+            mx.arange(program.lanes),
+            program,
+            self.scaling.astype(self.dtype),
+            self._operator(program, factor, work.scale),
+            state,
+            Memory.empty(flat, lookback) if lookback else None,
+            work.scale,
+        )
 
-    def _operator(self, scale: mx.array, inverse: mx.array | None) -> admm.Operator:
-        """Factor in float64 unless there is a factor, iterate in the loop's dtype."""
-        matrices = [a for a in (self.program.A.matrix, self.program.P) if a is not None]
-        if all(a.ndim == 2 for a in matrices) and bool(mx.all(scale == scale[0]).item()):
-            scale = scale[:1]  # one factor serves every lane
-        weights = admm.row_weights(scale, self.cones)
-        if inverse is None:
-            inverse = kkt.splitting_inverse(self.program, weights, self.settings.rho_x)
+    def _factor(self, scale: mx.array) -> Factor:
+        """In float64, whatever the loop's dtype."""
+        rho_x = self.settings.rho_x
+        if not splitting_factor.shares_matrices(self.program):
+            return splitting_factor.explicit(self.program, scale, self.unit, rho_x)
+        if bool(mx.all(scale == scale[0]).item()):
+            return splitting_factor.explicit(self.program, scale[:1], self.unit, rho_x)
+        self._pencil = self._pencil or Pencil.of(self.program, self.unit, rho_x)
+        return self._pencil.at(scale)
+
+    def _operator(self, program: Program, factor: Factor, scale: mx.array) -> admm.Operator:
         return admm.Operator(
-            self.small,
-            inverse.astype(self.dtype),
-            weights.astype(self.dtype),
+            program,
+            factor.astype(self.dtype),
+            (scale * self.unit).astype(self.dtype),
             mx.array(self.settings.rho_x, dtype=self.dtype),
             mx.array(self.settings.alpha, dtype=self.dtype),
         )
 
-    def run(
-        self,
-        work: Splitting,
-        inverse: mx.array,
-        budget: int,
-        handover: float,
-        table: Table,
-        deadline: float,
+    def _chunk(self, live: _Live, steps: int) -> tuple[_Live, _Check]:
+        """Some iterations, and what came of them; a lane that is no longer finite stays put."""
+        before = admm.split(self.cones, live.op.weights, live.state)
+        state, memory = live.state, live.memory
+        while steps > 0:
+            some = min(steps, self.settings.acceleration_interval)
+            accelerate = memory if some > 2 else None
+            state, kept = admm.advance(self.cones, live.op, state, accelerate, some)
+            memory = kept if accelerate is not None else memory
+            steps -= some
+        now = admm.split(self.cones, live.op.weights, state)
+        eps = self.settings.eps_abs, self.settings.eps_rel
+        result = residuals.measure(live.program, live.scaling, *now, *eps)
+        dx, dy = now[0] - before[0], now[1] - before[1]
+        drifts = _drifts(live.program, self.cones, now[0], now[1], dx, dy)
+        sane = mx.isfinite(result.relative)
+        state = State(
+            *(mx.where(sane[:, None], new, old) for new, old in zip(state, live.state, strict=True))
+        )
+        check = _Check(state, now, dx, dy, result, drifts & sane)
+        return live._replace(state=state, memory=memory), check
+
+    def _worst(self, result: Residuals, left: list[int]) -> tuple[float, float]:
+        """Largest relative residuals of the lanes that are counted."""
+        here = mx.array(left)
+        primal, dual = result.primal_relative[here], result.dual_relative[here]
+        return float(mx.max(primal).item()), float(mx.max(dual).item())
+
+    def _record(
+        self, work: Splitting, live: _Live, check: _Check, which: list[int], done: int
     ) -> Splitting:
-        """Iterate; lanes freeze as soon as their relative residual is at most ``handover``.
+        """Write down where some of the live lanes are."""
+        if not which:
+            return work
+        here = mx.array(which)
+        places = live.places[here]
+        wide = work.x.dtype
+        new = Splitting(
+            check.state.x[here].astype(wide),
+            check.state.w[here].astype(wide),
+            live.scale[here],
+            check.dx[here].astype(wide),
+            check.dy[here].astype(wide),
+            work.iterations[places] + done,
+            check.drifts[here],
+        )
+        return Splitting(*(lanes.put(a, places, v) for a, v in zip(work, new, strict=True)))
 
-        Args:
-            work (Splitting): where the lanes stand.
-            inverse (mx.array): the factor for the initial scale, (n, n) or (B, n, n).
-            budget (int): iterations.
-            handover (float): relative residual at which a lane is ready.
-            table (Table): told of every check.
-            deadline (float): value of ``time.monotonic()`` at which to stop.
-        """
-        cones, wide = self.cones, work.x.dtype
-        fresh = bool(mx.all(work.scale == self.settings.scale).item())
-        op = self._operator(work.scale, inverse if fresh else None)
-        state = State(work.x.astype(self.dtype), work.w.astype(self.dtype))
-        memory = self._memory(state)
-        before = admm.split(cones, op.weights, state)
-        active = mx.ones((work.x.shape[0],), dtype=mx.bool_)
-        done = 0
-        while done < budget and time.monotonic() < deadline:
-            steps = min(self.settings.check_interval, budget - done)
-            done += steps
-            with mx.stream(self.device):
-                moved, memory = self._chunk(op, state, memory, steps)
-                now = admm.split(cones, op.weights, moved)
-                result = residuals.measure(self.small, self.factors, *now, 0.0, 1.0)
-                dx, dy = now[0] - before[0], now[1] - before[1]
-                drifts = _drifts(self.small, cones, now[0], now[1], dx, dy)
-            sane = active & mx.isfinite(result.relative)
-            drifts = sane & drifts
-            freeze = functools.partial(mx.where, sane[:, None])
-            state = State(freeze(moved.x, state.x), freeze(moved.w, state.w))
-            work = Splitting(
-                freeze(moved.x.astype(wide), work.x),
-                freeze(moved.w.astype(wide), work.w),
-                work.scale,
-                freeze(dx.astype(wide), work.dx),
-                freeze(dy.astype(wide), work.dy),
-                work.iterations + steps * active.astype(mx.int32),
-                work.drifts | drifts,
+    def _rebalance(self, live: _Live, check: _Check, left: list[int]) -> _Live:
+        """New scales for the lanes whose residuals are out of balance by more than the band."""
+        result, wide = check.result, live.scale.dtype
+        relative = (result.primal_relative, result.dual_relative)
+        wanted = admm.rebalanced(live.scale, *(r[:, None].astype(wide) for r in relative))
+        off = mx.maximum(wanted / live.scale, live.scale / wanted)[:, 0] > _SCALE_BAND
+        changed = sorted(set(lanes.where_true(off)) & set(left))
+        return live if not changed else self._rescale(live, check, wanted, changed)
+
+    def _rescale(self, live: _Live, check: _Check, wanted: mx.array, changed: list[int]) -> _Live:
+        here = mx.array(changed)
+        mask = lanes.put(mx.zeros((live.scale.shape[0], 1), dtype=mx.bool_), here, mx.array(True))
+        scale = mx.where(mask, wanted, live.scale)
+        factor = live.op.factor
+        shared = splitting_factor.shares_matrices(self.program)
+        if shared or not isinstance(factor, Explicit):
+            factor = self._factor(scale)
+        else:
+            program = self.program.take(live.places)
+            factor = splitting_factor.refactored(
+                factor, program, scale, self.unit, self.settings.rho_x, changed
             )
-            worst = [mx.max(mx.where(active, r, 0.0)) for r in result[4:6]]
-            active = sane & (result.relative > handover) & mx.logical_not(drifts)
-            before = now
-            mx.eval(work, state, active, worst, before)
-            left = lanes.where_true(active)
-            table.row("splitting", done, len(left), *(w.item() for w in worst))  # type: ignore[arg-type]
-            if not left:
-                break
-            if self.settings.adaptive_scale and done < budget:
-                scale = self._rebalance(work.scale, active, result)
-                if scale is not None:
-                    work = work._replace(scale=scale)
-                    op = self._operator(scale, None)
-                    fresh = admm.join(op.weights, *now)
-                    pick = functools.partial(mx.where, active[:, None])
-                    state = State(pick(fresh.x, state.x), pick(fresh.w, state.w))
-                    # Lanes that keep their scale keep w too, to the last bit.
-                    memory = self._memory(state)
-        return work
-
-    def _rebalance(
-        self, scale: mx.array, active: mx.array, result: residuals.Residuals
-    ) -> mx.array | None:
-        """New scales, or None if none is off by more than the band."""
-        relative = (r[:, None].astype(scale.dtype) for r in result[4:6])
-        wanted = admm.rebalanced(scale, *relative)
-        off = mx.maximum(wanted / scale, scale / wanted) > _SCALE_BAND
-        change = active[:, None] & off
-        return mx.where(change, wanted, scale) if bool(mx.any(change).item()) else None
+        op = self._operator(live.program, factor, scale)
+        moved = admm.join(op.weights, *check.now)
+        # Lanes that keep their scale keep their state and memory, to the last bit.
+        state = State(*(mx.where(mask, a, b) for a, b in zip(moved, live.state, strict=True)))
+        memory = None if live.memory is None else live.memory.forget(mask)
+        return live._replace(op=op, state=state, memory=memory, scale=scale)

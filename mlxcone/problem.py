@@ -71,7 +71,7 @@ def as_array(name: str, value: Any) -> mx.array:
     if hasattr(value, "toarray"):
         value = value.toarray()
     if not isinstance(value, mx.array):
-        host = np.asarray(value)
+        host = np.asarray(value, order="C")  # MLX takes no negative strides
         if host.dtype.kind not in "fiub":
             raise TypeError(f"{name}: expected a real array, got dtype {host.dtype}")
         # Only NumPy says float64 by intent; lists of Python floats do as well as anything in MLX.

@@ -63,9 +63,15 @@ class Refinement:
         )
         return mx.where(mx.isnan(result.violation), mx.inf, result.violation)
 
-    def unsolved(self) -> list[int]:
-        """Lanes whose violation exceeds 1."""
-        return lanes.where_true(self.violation > 1.0)
+    def solved(self, at_least: float = 0.0) -> list[int]:
+        """Lanes that meet the tolerances, or ``at_least`` where that is larger."""
+        eps_abs = max(self.settings.eps_abs, at_least)
+        eps_rel = max(self.settings.eps_rel, at_least)
+        y = self.cones.project_dual(self.z)
+        result = residuals.measure(
+            self.program, self.scaling, self.x, y, y - self.z, eps_abs, eps_rel
+        )
+        return lanes.where_true(result.violation <= 1.0)
 
     def adopt(self, other: Refinement) -> None:
         """Take the lanes in which another refinement of the same program did better."""
@@ -159,25 +165,27 @@ class Refinement:
         self.newton(which, 3)
 
     def finish(self) -> None:
-        """A factor that fits the point for every lane, and one more step on it."""
-        atoms = self.cones.derivative(self.z)
-        stale = lanes.where_true(
-            mx.logical_not(self._same(self.factored_at, atoms)) & mx.isfinite(self.violation)
-        )
+        """One more step, and for every lane a factor that fits the point it ended at."""
+        self._refactor_stale()
+        if self.settings.refine:
+            system = kkt.Jacobian(
+                self.program, self.cones, self.cones.derivative(self.z), self.inverse
+            )
+            dx, dz = system.solve(
+                *residual_map.evaluate(self.program, self.cones, self.x, self.z)
+            )
+            x, z = self.x - dx, self.z - dz
+            violation = self._judge(None, x, self.cones.project_dual(z), z)
+            self._keep(mx.arange(self.program.lanes), x, z, violation)
+            self._refactor_stale()
+        mx.eval(self.x, self.z, self.violation, self.inverse)
+
+    def _refactor_stale(self) -> None:
+        same = self._same(self.factored_at, self.cones.derivative(self.z))
+        stale = lanes.where_true(mx.logical_not(same) & mx.isfinite(self.violation))
         if stale:
             chosen = lanes.bucket(stale, self.program.lanes)
             self._factor(chosen, self.program.take(chosen), self.z[chosen])
-        system = kkt.Jacobian(self.program, self.cones, atoms, self.inverse)
-        dx, dz = system.solve(
-            *residual_map.evaluate(self.program, self.cones, self.x, self.z)
-        )
-        x, z = self.x - dx, self.z - dz
-        violation = self._judge(None, x, self.cones.project_dual(z), z)
-        # A step that moves D would leave the factor behind.
-        same = self._same(self.cones.signature(atoms), self.cones.derivative(z))
-        everyone = mx.arange(self.program.lanes)
-        self._keep(everyone, x, z, mx.where(same, violation, mx.inf))
-        mx.eval(self.x, self.z, self.violation, self.inverse)
 
     def _same(self, signature: mx.array, atoms: Any) -> mx.array:
         """Whether D is where the signature says, (B,); False for NaN."""

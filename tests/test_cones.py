@@ -376,9 +376,6 @@ def test_cones_pass_through_unchanged() -> None:
     assert cones.soc == (2,)
 
 
-_BUG = "Cones.of lets other exceptions through, or drops one of two spellings"
-
-
 @pytest.mark.parametrize(
     "bad",
     [
@@ -390,7 +387,6 @@ _BUG = "Cones.of lets other exceptions through, or drops one of two spellings"
     ],
     ids=str,
 )
-@pytest.mark.xfail(reason=_BUG)
 def test_hopeless_sizes_are_value_errors(bad: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match="cones"):
         Cones.of(bad)
@@ -399,7 +395,6 @@ def test_hopeless_sizes_are_value_errors(bad: dict[str, Any]) -> None:
 @pytest.mark.parametrize(
     "given_as", [{"q": np.int64(3), "z": None}, {"q": None, "s": None}, {"q": 0}], ids=str
 )
-@pytest.mark.xfail(reason="a NumPy integer, None or a bare zero, as SCS and the verifier read them")
 def test_dictionaries_mean_what_they_mean_to_the_verifier(given_as: dict[str, Any]) -> None:
     assert Cones.of(given_as).rows == cone_rows(given_as)
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sized
 from dataclasses import dataclass, fields
+from operator import index
 from typing import Any
 
 import mlx.core as mx
@@ -18,9 +19,22 @@ _NOT_YET = ("bu", "bl", "s", "ep", "ed", "p", "cs")
 
 
 def _size(name: str, value: Any) -> int:
-    if isinstance(value, bool) or int(value) != value or value < 0:
+    try:
+        # SCS's dictionaries hold Python and NumPy integers; a whole float does no harm.
+        size = int(value) if isinstance(value, float) and value.is_integer() else index(value)
+    except TypeError:
+        size = -1
+    if isinstance(value, bool) or size < 0:
         raise ValueError(f"cones: '{name}' must be a non-negative integer, got {value!r}")
-    return int(value)
+    return size
+
+
+def _sizes(name: str, value: Any) -> tuple[int, ...]:
+    """A list of sizes, or one of them; a bare zero means none, as it does to SCS."""
+    if isinstance(value, Iterable) and not isinstance(value, str):
+        return tuple(_size(name, v) for v in value)
+    size = _size(name, value)
+    return (size,) if size else ()
 
 
 @dataclass(frozen=True)
@@ -43,8 +57,7 @@ class Cones:
     def __post_init__(self) -> None:
         object.__setattr__(self, "zero", _size("zero", self.zero))
         object.__setattr__(self, "nonneg", _size("nonneg", self.nonneg))
-        sizes = (self.soc,) if isinstance(self.soc, int) else self.soc
-        soc = tuple(_size("soc", d) for d in sizes)
+        soc = _sizes("soc", self.soc)
         if 0 in soc:
             raise ValueError("cones: a second-order cone has at least one row, got 0")
         object.__setattr__(self, "soc", soc)
@@ -69,8 +82,12 @@ class Cones:
         sizes: dict[str, Any] = {}
         for key, value in cones.items():
             name = _SCS_KEYS.get(key, key)
+            if value is None:
+                continue
+            if name in sizes:
+                raise ValueError(f"cones: '{name}' is given twice")
             if name in names:
-                sizes[name] = tuple(value) if isinstance(value, Sequence) else value
+                sizes[name] = value
             elif key in _NOT_YET:
                 if _is_empty(value):
                     continue
@@ -81,7 +98,7 @@ class Cones:
 
 
 def _is_empty(value: Any) -> bool:
-    return value is None or (value == 0 if isinstance(value, int) else len(value) == 0)
+    return len(value) == 0 if isinstance(value, Sized) else value == 0
 
 
 class Product:

@@ -1,0 +1,109 @@
+"""The splitting's linear system (P + rho_x I + A'R A)^-1, factored for one scale or for all.
+
+R = scale * diag(unit). Where lanes share P and A but want scales of their own, the generalized
+eigenvectors of (A'diag(unit) A, P + rho_x I) diagonalize the system for every scale at once:
+
+    V'(P + rho_x I) V = I,  V'A'diag(unit) A V = diag(l):    (...)^-1 = V diag(1 / (1 + scale l)) V'.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import mlx.core as mx
+
+from mlxcone import kkt, lanes
+from mlxcone._linalg import spd_inverse, spd_pencil
+from mlxcone.operators import row_times
+from mlxcone.problem import Program, take_lanes
+
+
+class Explicit(NamedTuple):
+    """The inverse itself, (n, n) for all lanes or (B, n, n)."""
+
+    inverse: mx.array
+
+    def times(self, v: mx.array) -> mx.array:
+        """Solve for ``v``, (B, n)."""
+        return row_times(v, self.inverse)
+
+    def take(self, chosen: mx.array) -> Explicit:
+        """Some lanes."""
+        return Explicit(take_lanes(self.inverse, chosen, 3))
+
+    def astype(self, dtype: mx.Dtype) -> Explicit:
+        """In another dtype."""
+        return Explicit(self.inverse.astype(dtype))
+
+
+class Spectral(NamedTuple):
+    """V (n, n), V' (n, n), and 1 / (1 + scale l) per lane, (B, n)."""
+
+    basis: mx.array
+    transposed: mx.array
+    damping: mx.array
+
+    def times(self, v: mx.array) -> mx.array:
+        """Solve for ``v``, (B, n)."""
+        return ((v @ self.basis) * self.damping) @ self.transposed
+
+    def take(self, chosen: mx.array) -> Spectral:
+        """Some lanes."""
+        return self._replace(damping=self.damping[chosen])
+
+    def astype(self, dtype: mx.Dtype) -> Spectral:
+        """In another dtype."""
+        return Spectral(*(a.astype(dtype) for a in self))
+
+
+Factor = Explicit | Spectral
+
+
+def shares_matrices(program: Program) -> bool:
+    """Whether P and A serve every lane."""
+    return program.A.matrix.ndim == 2 and (program.P is None or program.P.ndim == 2)
+
+
+def explicit(program: Program, scale: mx.array, unit: mx.array, rho_x: float) -> Explicit:
+    """Inverse at ``scale`` (1 or B, 1); one for all lanes if scale and matrices are.
+
+    Args:
+        program (Program): equilibrated, float64.
+        scale (mx.array): (1 or B, 1).
+        unit (mx.array): weights of the rows at scale 1, (m,).
+        rho_x (float): proximal weight on x.
+    """
+    weights = scale * unit
+    shared = weights.shape[0] == 1 and program.A.matrix.ndim == 2
+    rows = weights[0][:, None] if shared else weights[:, :, None]
+    inverse, _ = spd_inverse(kkt.normal_matrix(program, rows * program.A.matrix, rho_x))
+    return Explicit(inverse)
+
+
+def refactored(
+    factor: Explicit, program: Program, scale: mx.array, unit: mx.array, rho_x: float, which: list[int]
+) -> Explicit:
+    """The inverses with those of some lanes, at their new scales, replaced."""
+    chosen = lanes.bucket(which, scale.shape[0])
+    fresh = explicit(program.take(chosen), scale[chosen], unit, rho_x).inverse
+    return Explicit(lanes.put(factor.inverse, chosen, fresh.astype(factor.inverse.dtype)))
+
+
+class Pencil(NamedTuple):
+    """V and l of the shared matrices."""
+
+    basis: mx.array
+    values: mx.array
+
+    @classmethod
+    def of(cls, program: Program, unit: mx.array, rho_x: float) -> Pencil:
+        """Arguments as in `explicit`; the matrices are shared."""
+        A = program.A.matrix
+        eye = mx.eye(program.n, dtype=program.q.dtype)
+        base = rho_x * eye if program.P is None else program.P + rho_x * eye
+        return cls(*spd_pencil(base, program.A.transposed @ (unit[:, None] * A)))
+
+    def at(self, scale: mx.array) -> Spectral:
+        """The factor for scales (B, 1)."""
+        damping = 1.0 / (1.0 + scale * mx.maximum(self.values, 0.0))
+        return Spectral(self.basis, mx.contiguous(self.basis.T), damping)
