@@ -88,6 +88,7 @@ def _ruiz(program: Program, cones: Product) -> tuple[mx.array, mx.array]:
         row = cones.uniform(_largest(scaled, 2))
         d = mx.clip(d * _inverse_root(column), _LEAST, _MOST)
         e = mx.clip(e * _inverse_root(row), _LEAST * size, _MOST * size)
+    e = mx.where(row > 0, e, 1.0)
     return _power_of_two(d), _power_of_two(e)
 
 

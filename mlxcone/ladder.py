@@ -216,15 +216,15 @@ class Ladder:
         refinement = self._refinement(work)
         self.refine(refinement, self.open_lanes())
         self.certify(work, self.open_lanes())
-        spent = first
-        while self.open_lanes() and spent < settings.max_iters:
-            if time.monotonic() > self.deadline:
-                break
+        while time.monotonic() < self.deadline:
             # Stubborn lanes: more splitting, now in float64, and refinement from there.
-            budget = min(4 * spent, settings.max_iters - spent)
             which = self.open_lanes()
-            work = self.split(work, which, budget, mx.float64, 1e-2 * handover)
-            spent += budget
+            spent = max((int(work.iterations[lane].item()) for lane in which), default=0)
+            if not which or spent >= settings.max_iters:
+                break
+            budget = min(4 * max(first, spent), settings.max_iters - spent)
+            handover *= 1e-2
+            work = self.split(work, which, budget, mx.float64, handover)
             again = self._refinement(work)
             self.refine(again, which)
             refinement.adopt(again)
@@ -240,7 +240,8 @@ class Ladder:
         )
 
     def _conclude(self, refinement: Refinement) -> None:
-        self._settle(refinement, _INACCURATE, Status.SOLVED_INACCURATE)
+        eps = max(self.settings.eps_abs, self.settings.eps_rel)
+        self._settle(refinement, max(_INACCURATE, 10.0 * eps), Status.SOLVED_INACCURATE)
         late = time.monotonic() > self.deadline
         for lane in self.open_lanes():
             self.status[lane] = Status.INTERRUPTED if late else Status.INDETERMINATE

@@ -535,8 +535,8 @@ def test_repeated_equality_rows() -> None:
 def test_warm_start_from_the_solution(batch: list[Instance]) -> None:
     solved = [i for i in batch if i.expect == "solved"]
     data = stacked(solved)
-    cold = mlxcone.solve(*data, CONES, handover=1e-5)
-    warm = mlxcone.solve(*data, CONES, handover=1e-5, warm_start=cold)
+    cold = mlxcone.solve(*data, CONES)
+    warm = mlxcone.solve(*data, CONES, warm_start=cold)
     saved = np.array(cold.info.iterations) - np.array(warm.info.iterations)
     assert (saved >= 0).all()
     assert saved.max() > 0
