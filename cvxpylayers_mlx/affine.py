@@ -23,7 +23,7 @@ class SparseMap:
     """
 
     def __init__(self, matrix: Any) -> None:
-        coo = sp.coo_array(matrix)
+        coo: Any = sp.coo_array(matrix)
         coo.sum_duplicates()
         self.shape = (int(coo.shape[0]), int(coo.shape[1]))
         self.rows = mx.array(coo.row.astype(np.int32))
@@ -78,7 +78,7 @@ def _linear(owner: SparseMap, transposed: bool) -> Any:
     def apply_vmap(inputs: Any, axes: Any) -> Any:
         p, axis = (v[0] if isinstance(v, (tuple, list)) else v for v in (inputs, axes))
         p = mx.moveaxis(p, axis, 0)
-        out = apply(p.reshape(-1, p.shape[-1]))
+        out: Any = apply(p.reshape(-1, p.shape[-1]))
         return out.reshape(*p.shape[:2], -1), 0
 
     return apply

@@ -9,8 +9,10 @@ import cvxpy as cp
 import mlx.core as mx
 import numpy as np
 import scipy.sparse as sp
-from cvxpy.constraints import NonNeg, Zero
+from cvxpy import error, settings
+from cvxpy.constraints.nonpos import NonNeg
 from cvxpy.constraints.second_order import SOC
+from cvxpy.constraints.zero import Zero
 from cvxpy.reductions.solvers.conic_solvers.conic_solver import ConicSolver
 
 from cvxpylayers_mlx.affine import SparseMap
@@ -106,8 +108,10 @@ def _validate(problem: Any, parameters: Any, variables: Any) -> None:
 
 
 def _kept(leaf: Any) -> tuple[np.ndarray, np.ndarray]:
-    """Row-major positions of the entries CVXPY keeps of a leaf, in its order, and the positions
-    that mirror them (the same ones unless the leaf is symmetric)."""
+    """Row-major positions of the entries CVXPY keeps of a leaf, in its order, and their mirrors.
+
+    The mirrors are the same positions unless the leaf is symmetric.
+    """
     if any(leaf.attributes[a] for a in ("symmetric", "PSD", "NSD")):
         rows, columns = np.triu_indices(leaf.shape[0])
     elif leaf.attributes["diag"]:
@@ -181,12 +185,12 @@ def canonicalize(
         data, chain, _ = problem.get_problem_data(
             solver=_Target(), verbose=verbose, canon_backend=backend
         )
-    except cp.error.SolverError as error:
+    except error.SolverError as refusal:
         raise NotImplementedError(
             "the problem needs a cone that is not supported yet (supported: linear equalities and "
-            f"inequalities, second-order cones, quadratic objectives): {error}"
-        ) from error
-    program, dims = data[cp.settings.PARAM_PROB], data["dims"]
+            f"inequalities, second-order cones, quadratic objectives): {refusal}"
+        ) from refusal
+    program, dims = data[settings.PARAM_PROB], data["dims"]
     if program.dir_cones or program.lower_bounds is not None or program.upper_bounds is not None:
         raise NotImplementedError("CVXPY kept constraints apart from A; this release is not known")
     n, m = program.x.size, program.constr_size

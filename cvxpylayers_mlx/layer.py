@@ -6,8 +6,8 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import mlx.core as mx
-import mlxcone
 
+import mlxcone
 from cvxpylayers_mlx import parameters as parameter_vector
 from cvxpylayers_mlx import recover
 from cvxpylayers_mlx.canonicalize import DataMap, canonicalize
@@ -95,9 +95,7 @@ class CvxpyLayer:
         if checked.batch is None:
             return tuple(v[0].astype(checked.dtype) for v in found)
         shape = checked.batch
-        return tuple(
-            mx.broadcast_to(v, (shape, *v.shape[1:])).astype(checked.dtype) for v in found
-        )
+        return tuple(mx.broadcast_to(v, (shape, *v.shape[1:])).astype(checked.dtype) for v in found)
 
     def forward(
         self, *params: mx.array, solver_args: Mapping[str, Any] | None = None

@@ -5,12 +5,16 @@ from __future__ import annotations
 from typing import Any, NamedTuple
 
 import mlx.core as mx
+
 from mlxcone.problem import as_array
 
 
 class Checked(NamedTuple):
-    """Parameter arrays of one float dtype for computing, the dtype to answer in, the batch size
-    (None: unbatched), and which parameters carry it."""
+    """Validated parameters.
+
+    ``values`` have one float dtype, for computing; ``dtype`` is the one to answer in; ``batch`` is
+    None for an unbatched call, and ``batched`` says which parameters carry the batch axis.
+    """
 
     values: list[mx.array]
     dtype: mx.Dtype
@@ -19,8 +23,10 @@ class Checked(NamedTuple):
 
 
 class Pick(NamedTuple):
-    """Which entries of a parameter's row-major flat array are canonical, in order: the mean of
-    the entries at ``index`` and at ``mirror`` if there is one."""
+    """Which entries of a parameter's row-major flat array are canonical, in order.
+
+    Each is the mean of the entries at ``index`` and at ``mirror`` if there is one.
+    """
 
     index: mx.array
     mirror: mx.array | None
@@ -74,7 +80,9 @@ def check(values: tuple[Any, ...], shapes: list[tuple[int, ...]]) -> Checked:
     )
 
 
-def flatten(checked: Checked, picks: tuple[Pick, ...], used: tuple[bool, ...], lanes: int) -> mx.array:
+def flatten(
+    checked: Checked, picks: tuple[Pick, ...], used: tuple[bool, ...], lanes: int
+) -> mx.array:
     """Canonical parameter vector, (lanes, total + 1), with the constant 1 last.
 
     Args:

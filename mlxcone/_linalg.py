@@ -1,4 +1,4 @@
-"""The only caller of `mx.linalg`: names the CPU stream, masks bad lanes, returns a verdict per lane.
+"""The only caller of `mx.linalg`: names the CPU stream, masks bad lanes, gives each a verdict.
 
 `mx.linalg` runs on the CPU stream alone, has no derivatives, and raises for a whole batch when one
 matrix is bad. Everything that needs a factorization goes through here.

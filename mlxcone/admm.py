@@ -67,9 +67,7 @@ def step(cones: Product, op: Operator, state: State) -> State:
     rhs = op.rho_x * state.x - op.program.q + op.program.A.transpose_times(reflected)
     x_new = op.factor.times(rhs)
     s_new = op.program.b - op.program.A.times(x_new)
-    return State(
-        state.x + op.alpha * (x_new - state.x), state.w + op.alpha * (s_new - s)
-    )
+    return State(state.x + op.alpha * (x_new - state.x), state.w + op.alpha * (s_new - s))
 
 
 def split(cones: Product, weights: mx.array, state: State) -> tuple[mx.array, mx.array, mx.array]:
@@ -84,7 +82,7 @@ def join(weights: mx.array, x: mx.array, y: mx.array, s: mx.array) -> State:
 
 
 def _flat(state: State) -> mx.array:
-    return mx.concatenate(state, axis=1)
+    return mx.concatenate([state.x, state.w], axis=1)
 
 
 def _unflat(point: mx.array, n: int) -> State:

@@ -12,8 +12,11 @@ import mlx.core as mx
 
 
 class Memory(NamedTuple):
-    """Differences of images and of residuals, (B, k, N), the last of both, (B, N), and whether
-    there is a last one, (B, 1)."""
+    """What the last steps were.
+
+    Differences of images and of residuals, (B, k, N), the last of both, (B, N), and whether there
+    is a last one, (B, 1).
+    """
 
     images: mx.array
     residuals: mx.array

@@ -20,7 +20,6 @@ from mlxcone.operators import Rectangular
 from mlxcone.problem import Program
 from mlxcone.residuals import dot, norm
 
-
 _AIM = 1e-4  # share of eps aimed at: the certificate then hardly depends on where it started
 
 
@@ -37,7 +36,7 @@ class Certificate(NamedTuple):
 
 
 def _normalized(direction: mx.array, value: mx.array) -> mx.array:
-    """direction / -value where value < 0, else zero: a start, not yet a certificate."""
+    """Direction / -value where value < 0, else zero: a start, not yet a certificate."""
     good = value < -1e-12
     return mx.where(good, direction / mx.where(good, -value, 1.0), 0.0)
 
@@ -45,8 +44,10 @@ def _normalized(direction: mx.array, value: mx.array) -> mx.array:
 def _violation(
     value: mx.array, drift: mx.array, bare: mx.array, size: mx.array, eps: float
 ) -> mx.array:
-    """At most 1 for a certificate: the drift is at most eps where ``value`` is scaled to -1, in
-    original units, and (``bare``) at most eps of the certificate's own ``size``, equilibrated.
+    """At most 1 for a certificate.
+
+    Where ``value`` is scaled to -1 the drift, in original units, is at most eps, and equilibrated
+    (``bare``) it is at most eps of the certificate's own ``size``.
 
     The first alone would let large q or b pass for unboundedness or infeasibility.
     """
@@ -97,9 +98,7 @@ def infeasible(
 
     y = cones.project_dual(direction)
     y = _normalized(y, dot(program.b, y)[:, None])
-    best, _ = multipliers.solve(
-        homogeneous, cones, mx.zeros_like(q), y, judge, most, deadline
-    )
+    best, _ = multipliers.solve(homogeneous, cones, mx.zeros_like(q), y, judge, most, deadline)
     y = best.y * scaling.e
     value = dot(program.b / scaling.primal, best.y)[:, None]
     y = y / mx.maximum(-value, 1e-300)
@@ -116,8 +115,10 @@ def unbounded(
     most: int,
     deadline: float,
 ) -> Certificate:
-    """Look for x with P x = 0, q'x = -1, A x + s = 0, s in K; arguments as in `infeasible`,
-    with an equilibrated x (B, n) as direction."""
+    """Look for x with P x = 0, q'x = -1, A x + s = 0, s in K.
+
+    Arguments as in `infeasible`, with an equilibrated x (B, n) as direction.
+    """
     lanes, dtype = program.lanes, program.q.dtype
     rows = [program.q[:, None, :], _per_lane(program.A.matrix, lanes)]
     values = [-mx.ones((lanes, 1), dtype=dtype), mx.zeros_like(program.b)]

@@ -20,11 +20,11 @@ from mlxcone._linalg import on_cpu, poison
 from mlxcone.cones.product import Cones, Product
 from mlxcone.derivative import Anchor
 from mlxcone.equilibrate import Scaling
+from mlxcone.ladder import Outcome, Setup, prepare, run
 from mlxcone.operators import Rectangular
 from mlxcone.problem import Program, reorder
 from mlxcone.settings import Settings
 from mlxcone.solution import Info, Solution
-from mlxcone.ladder import Outcome, Setup, prepare, run
 from mlxcone.status import SolverError, Status
 
 # Ranks of the arguments P, q, A, b and of the warm start x, y, s without a batch axis.
@@ -36,7 +36,8 @@ def _detached(array: mx.array) -> mx.array:
     """A copy that remembers no graph; raises where arrays cannot be evaluated."""
     if array.size == 0:
         return mx.zeros(array.shape, dtype=array.dtype)
-    return mx.array(memoryview(array), dtype=array.dtype)
+    view: Any = memoryview(array)  # type: ignore[arg-type]
+    return mx.array(view, dtype=array.dtype)
 
 
 def _lanes(arguments: tuple[mx.array, ...]) -> int:
@@ -55,12 +56,21 @@ def _program(arguments: tuple[mx.array, ...], has_P: bool) -> Program:
     return Program(P if has_P else None, q, Rectangular.of(A), b)
 
 
+@on_cpu
+def _start(arguments: tuple[mx.array, ...]) -> tuple[mx.array, mx.array, mx.array]:
+    """The warm start, float64, every vector batched."""
+    total = _lanes(arguments)
+    x, y, s = (mx.broadcast_to(v.astype(mx.float64), (total, v.shape[-1])) for v in arguments[4:])
+    return x, y, s
+
+
 def _flat(outcome: Outcome) -> tuple[mx.array, ...]:
     return (*outcome[:9], *outcome.scaling, outcome.inverse)
 
 
 def _anchor(outputs: Any) -> Anchor:
-    return Anchor(*outputs[:3], Scaling(*outputs[9:13]), outputs[13])
+    x, y, s = outputs[:3]
+    return Anchor(x, y, s, Scaling(*outputs[9:13]), outputs[13])
 
 
 def _placeholder(lanes: int, n: int, m: int) -> tuple[mx.array, ...]:
@@ -70,9 +80,11 @@ def _placeholder(lanes: int, n: int, m: int) -> tuple[mx.array, ...]:
         wide = [(lanes, n), (lanes, m), (lanes, m)]
         counts = [(lanes,)] * 3
         rest = [(lanes,)] * 3 + [(lanes, n), (lanes, m), (lanes, 1), (lanes, 1), (lanes, n, n)]
-        real = lambda shape: mx.broadcast_to(raises.astype(mx.float64), shape)  # noqa: E731
-        count = [mx.broadcast_to(raises.astype(mx.int32), shape) for shape in counts]
-        return (*map(real, wide), *count, *map(real, rest))
+
+        def like(shape: tuple[int, ...], dtype: mx.Dtype = mx.float64) -> mx.array:
+            return mx.broadcast_to(raises.astype(dtype), shape)
+
+        return (*map(like, wide), *(like(c, mx.int32) for c in counts), *map(like, rest))
 
 
 def _check(outcome: Outcome, settings: Settings) -> None:
@@ -85,8 +97,10 @@ def _check(outcome: Outcome, settings: Settings) -> None:
 
 
 class Cache:
-    """Holds the `Setup` of a `Solver` between solves, one for each shape of its matrices (vmap
-    over them makes another)."""
+    """Holds the `Setup` of a `Solver` between solves.
+
+    There is one for each shape of its matrices: vmap over them makes another.
+    """
 
     def __init__(self) -> None:
         self._setups: dict[Any, Setup] = {}
@@ -112,11 +126,7 @@ def _custom(
             if "transform" not in str(error):
                 raise
             return _placeholder(_lanes(arguments), arguments[1].shape[-1], product.rows)
-        start = None
-        total = _lanes(arguments)
-        if warm:
-            wide = (on_cpu(a.astype)(mx.float64) for a in detached[4:])
-            start = tuple(mx.broadcast_to(v, (total, v.shape[-1])) for v in wide)
+        start = _start(detached) if warm else None
         program = _program(detached, has_P)
         setup = None if cache is None else cache.get(program, product, settings)
         rounding = mx.finfo(arguments[1].dtype).eps
@@ -146,7 +156,7 @@ def _custom(
     @solve.vmap
     def solve_vmap(arguments: Any, axes: Any) -> Any:
         mapped, size, lanes = _merge(arguments, axes)
-        outputs = solve(*mapped)
+        outputs: Any = solve(*mapped)
         split = tuple(o.reshape(size, lanes, *o.shape[1:]) for o in outputs)
         return split, tuple(0 for _ in split)
 
@@ -204,8 +214,9 @@ def _pull_back(
     else:
         P_bar = grads.P + (mx.sum(whole) if grads.P.ndim == 2 else whole)
     shaped = []
-    for bar, argument, rank in zip((P_bar, q_bar, A_bar, b_bar), primals, _RANKS, strict=False):
-        shaped.append((mx.sum(bar, axis=0) if bar.ndim > argument.ndim else bar).astype(argument.dtype))
+    for bar, argument in zip((P_bar, q_bar, A_bar, b_bar), primals, strict=False):
+        summed = mx.sum(bar, axis=0) if bar.ndim > argument.ndim else bar
+        shaped.append(summed.astype(argument.dtype))
     return (*shaped, *(mx.zeros_like(a) for a in primals[4:]))
 
 
@@ -323,9 +334,7 @@ class Solver:
 
     def solve(self, q: Any, b: Any, *, warm_start: Any = None) -> Solution:
         """Solve for q ``(n,)`` or ``(B, n)`` and b ``(m,)`` or ``(B, m)``; as `mlxcone.solve`."""
-        return _solve(
-            self.P, q, self.A, b, self.cones, warm_start, self.settings, self._functions
-        )
+        return _solve(self.P, q, self.A, b, self.cones, warm_start, self.settings, self._functions)
 
 
 def _solve(
@@ -350,9 +359,7 @@ def _solve(
     return _solution(outputs, args, product, settings)
 
 
-def _warm(
-    start: Any, args: problem.Arguments, product: Product
-) -> list[mx.array]:
+def _warm(start: Any, args: problem.Arguments, product: Product) -> list[mx.array]:
     m, n = args.A.shape[-2:]
     if len(start) not in (3, len(Solution._fields)):
         raise ValueError(f"warm_start: expected x, y and s, got {len(start)} arrays")
@@ -386,12 +393,14 @@ def _solution(
         objective = objective + 0.5 * mx.sum(x * Px, axis=1)
     nothing = mx.array(mx.nan, dtype=mx.float64)
     objective = mx.where(solved[:, 0], objective, nothing)
-    residuals = [mx.where(solved[:, 0], r, nothing) for r in residuals]
+    primal, dual, gap = (mx.where(solved[:, 0], r, nothing).astype(args.q.dtype) for r in residuals)
     info = Info(
         status,
         iterations,
         factorizations,
-        *(r.astype(args.q.dtype) for r in residuals),
+        primal,
+        dual,
+        gap,
         objective.astype(args.q.dtype),
     )
     x, y, s = (v.astype(args.q.dtype) for v in (x, y, s))

@@ -43,9 +43,7 @@ class Scaling(NamedTuple):
         """All factors 1: residuals measured with it are those of the equilibrated program."""
         return Scaling(*(mx.ones_like(a) for a in self))
 
-    def unscale(
-        self, x: mx.array, y: mx.array, s: mx.array
-    ) -> tuple[mx.array, mx.array, mx.array]:
+    def unscale(self, x: mx.array, y: mx.array, s: mx.array) -> tuple[mx.array, mx.array, mx.array]:
         """From equilibrated to original variables."""
         return x * self.d / self.primal, y * self.e / self.dual, s / (self.e * self.primal)
 
@@ -64,7 +62,7 @@ def _inverse_root(norms: mx.array) -> mx.array:
 
 
 def _largest(matrix: mx.array, axis: int) -> mx.array:
-    return mx.max(matrix, axis=axis) if matrix.size else mx.zeros(matrix.shape[:-2] + (1,))
+    return mx.max(matrix, axis=axis) if matrix.size else mx.zeros((*matrix.shape[:-2], 1))
 
 
 def _ruiz(program: Program, cones: Product) -> tuple[mx.array, mx.array]:

@@ -122,7 +122,7 @@ class Ladder:
         """Zero, or a warm start where it is finite and not far worse than zero."""
         if warm is None:
             return loop.cold(self.program, self.settings)
-        finite = mx.all(mx.isfinite(mx.concatenate(warm, axis=1)), axis=1, keepdims=True)
+        finite = mx.all(mx.isfinite(mx.concatenate([*warm], axis=1)), axis=1, keepdims=True)
         start = [mx.where(finite, v, 0.0) for v in self.scaling.scale(*warm)]
         zero = [mx.zeros_like(v) for v in start]
         helps = self._distance(*start) <= _HOPELESS * self._distance(*zero) + _HOPELESS
@@ -219,8 +219,9 @@ class Ladder:
         while time.monotonic() < self.deadline:
             # Stubborn lanes: more splitting, now in float64, and refinement from there.
             which = self.open_lanes()
-            spent = max((int(work.iterations[lane].item()) for lane in which), default=0)
-            if not which or spent >= settings.max_iters:
+            counts: Any = work.iterations.tolist()
+            spent = max((counts[lane] for lane in which), default=settings.max_iters)
+            if spent >= settings.max_iters:
                 break
             budget = min(4 * max(first, spent), settings.max_iters - spent)
             handover *= 1e-2

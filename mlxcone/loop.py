@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import mlx.core as mx
 
@@ -23,8 +23,11 @@ _ROOM = 10.0  # a drift must exclude points this much larger than the iterate to
 
 
 class Splitting(NamedTuple):
-    """Lanes under splitting, all float64: x (B, n), w (B, m), scale (B, 1), the drift of x and y
-    over the last chunk, iterations (B,), and whether the drift resembles a certificate (B,)."""
+    """Lanes under splitting, all float64.
+
+    x (B, n), w (B, m), scale (B, 1), the drift of x and y over the last chunk, iterations (B,), and
+    whether the drift resembles a certificate (B,).
+    """
 
     x: mx.array
     w: mx.array
@@ -76,8 +79,11 @@ def _drifts(
 
 
 class _Live(NamedTuple):
-    """Lanes still iterated: their places in the batch; in the loop's dtype the program, scaling,
-    operator, state and Anderson memory; scales (B, 1) in float64."""
+    """Lanes still iterated.
+
+    Their places in the batch; in the loop's dtype the program, scaling, operator, state and
+    Anderson memory; scales (B, 1) in float64.
+    """
 
     places: mx.array
     program: Program
@@ -176,8 +182,11 @@ class Loop:
             width = live.places.shape[0]
             keep = lanes.bucket(left, width)
             if keep.shape[0] < width:
-                live, check = live.take(keep), check._replace(
-                    now=tuple(v[keep] for v in check.now), result=lanes.take(result, keep)
+                live, check = (
+                    live.take(keep),
+                    check._replace(
+                        now=tuple(v[keep] for v in check.now), result=lanes.take(result, keep)
+                    ),
                 )
                 left = list(range(len(left)))
             if self.settings.adaptive_scale:
@@ -188,7 +197,7 @@ class Loop:
         """Every lane, from where ``work`` left it."""
         state = State(work.x.astype(self.dtype), work.w.astype(self.dtype))
         lookback = self.settings.acceleration_lookback
-        flat = mx.concatenate(state, axis=1)
+        flat = mx.concatenate([state.x, state.w], axis=1)
         program = self.program.astype(self.dtype)
         factor = first or self._factor(work.scale)
         return _Live(
@@ -244,9 +253,9 @@ class Loop:
 
     def _worst(self, result: Residuals, left: list[int]) -> tuple[float, float]:
         """Largest relative residuals of the lanes that are counted."""
-        here = mx.array(left)
-        primal, dual = result.primal_relative[here], result.dual_relative[here]
-        return float(mx.max(primal).item()), float(mx.max(dual).item())
+        both: Any = mx.stack([result.primal_relative, result.dual_relative]).tolist()
+        primal, dual = ([column[k] for k in left] for column in both)
+        return max(primal), max(dual)
 
     def _record(
         self, work: Splitting, live: _Live, check: _Check, which: list[int], done: int

@@ -10,7 +10,6 @@ import numpy as np
 
 from mlxcone.operators import Rectangular, row_times
 
-
 _FLOATS = (mx.float16, mx.bfloat16, mx.float32, mx.float64)
 
 
@@ -115,7 +114,7 @@ def validate(P: Any, q: Any, A: Any, b: Any, rows: int) -> Arguments:
     m, n = A.shape[-2:]
     if m != rows:
         raise ValueError(f"A: expected {rows} rows, the sum of the cones, got shape {A.shape}")
-    expected = {"q": (q, (n,)), "b": (b, (m,))}
+    expected: dict[str, tuple[mx.array, tuple[int, ...]]] = {"q": (q, (n,)), "b": (b, (m,))}
     if P is not None:
         expected["P"] = (P, (n, n))
     for name, (array, shape) in expected.items():

@@ -52,9 +52,7 @@ class Refinement:
         self.factorizations = mx.zeros((program.lanes,), dtype=mx.int32)
         mx.eval(self.violation)
 
-    def _judge(
-        self, chosen: mx.array | None, x: mx.array, y: mx.array, z: mx.array
-    ) -> mx.array:
+    def _judge(self, chosen: mx.array | None, x: mx.array, y: mx.array, z: mx.array) -> mx.array:
         """Violation of (x, y = Pi(z), s = y - z) in original units."""
         program = self.program if chosen is None else self.program.take(chosen)
         scaling = self.scaling if chosen is None else self.scaling.take(chosen)
@@ -87,9 +85,7 @@ class Refinement:
     def _keep(self, chosen: mx.array, x: mx.array, z: mx.array, violation: mx.array) -> mx.array:
         """Keep what is better than the best so far; returns where."""
         better = violation < self.violation[chosen]
-        self.x = lanes.put(
-            self.x, chosen, mx.where(better[:, None], x, self.x[chosen])
-        )
+        self.x = lanes.put(self.x, chosen, mx.where(better[:, None], x, self.x[chosen]))
         self.z = lanes.put(self.z, chosen, mx.where(better[:, None], z, self.z[chosen]))
         self.violation = lanes.put(
             self.violation, chosen, mx.where(better, violation, self.violation[chosen])
@@ -171,9 +167,7 @@ class Refinement:
             system = kkt.Jacobian(
                 self.program, self.cones, self.cones.derivative(self.z), self.inverse
             )
-            dx, dz = system.solve(
-                *residual_map.evaluate(self.program, self.cones, self.x, self.z)
-            )
+            dx, dz = system.solve(*residual_map.evaluate(self.program, self.cones, self.x, self.z))
             x, z = self.x - dx, self.z - dz
             violation = self._judge(None, x, self.cones.project_dual(z), z)
             self._keep(mx.arange(self.program.lanes), x, z, violation)

@@ -78,8 +78,7 @@ class Settings:
             raise ValueError(f"settings: alpha must lie in (0, 2), got {self.alpha}")
         if self.on_failure not in ("return", "raise", "nan"):
             raise ValueError(
-                "settings: on_failure must be 'return', 'raise' or 'nan', "
-                f"got {self.on_failure!r}"
+                f"settings: on_failure must be 'return', 'raise' or 'nan', got {self.on_failure!r}"
             )
 
     def override(self, overrides: Mapping[str, Any]) -> Settings:

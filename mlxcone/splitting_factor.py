@@ -3,7 +3,7 @@
 R = scale * diag(unit). Where lanes share P and A but want scales of their own, the generalized
 eigenvectors of (A'diag(unit) A, P + rho_x I) diagonalize the system for every scale at once:
 
-    V'(P + rho_x I) V = I,  V'A'diag(unit) A V = diag(l):    (...)^-1 = V diag(1 / (1 + scale l)) V'.
+    V'(P + rho_x I) V = I,  V'A'diag(unit) A V = diag(l):   (...)^-1 = V diag(1/(1 + scale l)) V'.
 """
 
 from __future__ import annotations
@@ -81,7 +81,12 @@ def explicit(program: Program, scale: mx.array, unit: mx.array, rho_x: float) ->
 
 
 def refactored(
-    factor: Explicit, program: Program, scale: mx.array, unit: mx.array, rho_x: float, which: list[int]
+    factor: Explicit,
+    program: Program,
+    scale: mx.array,
+    unit: mx.array,
+    rho_x: float,
+    which: list[int],
 ) -> Explicit:
     """The inverses with those of some lanes, at their new scales, replaced."""
     chosen = lanes.bucket(which, scale.shape[0])

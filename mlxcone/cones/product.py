@@ -21,7 +21,8 @@ _NOT_YET = ("bu", "bl", "s", "ep", "ed", "p", "cs")
 def _size(name: str, value: Any) -> int:
     try:
         # SCS's dictionaries hold Python and NumPy integers; a whole float does no harm.
-        size = int(value) if isinstance(value, float) and value.is_integer() else index(value)
+        whole: Any = int(value) if isinstance(value, float) and value.is_integer() else value
+        size = index(whole)
     except TypeError:
         size = -1
     if isinstance(value, bool) or size < 0:

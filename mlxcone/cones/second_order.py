@@ -62,7 +62,10 @@ class SecondOrder:
         inside, polar = norm <= t, norm <= -t
         one, zero = mx.ones_like(t), mx.zeros_like(t)
         rest = 0.5 * (1.0 + t / safe)
-        pick = lambda boundary: mx.where(polar, zero, mx.where(inside, one, boundary))  # noqa: E731
+
+        def pick(boundary: mx.array) -> mx.array:
+            return mx.where(polar, zero, mx.where(inside, one, boundary))
+
         return Atoms(mx.concatenate([pick(one), pick(zero), pick(rest)], axis=-1), u / safe)
 
     def spectral(self, atoms: Atoms, function: Spectral, v: mx.array) -> mx.array:
