@@ -1,30 +1,32 @@
 """Which splitting makes the better first rung: with the homogenizing variable tau, or without?
 
     python bench/splitting_choice.py
-    python bench/splitting_choice.py --draws 6 --seed 1
+    python bench/splitting_choice.py --dtype float64 --output without_rounding
+    python bench/splitting_choice.py --rho-x 1e-2 --equality-factor 1e2
 
-Two iterations run on the same equilibrated float32 data with the same row weights R, proximal
-weight on x, over-relaxation, scale rule (off and on) and Anderson acceleration (off and on):
+Three iterations run on the same equilibrated data with the same row weights R, proximal weight on
+x, over-relaxation, scale rule (off and on) and Anderson acceleration (off and on), in float32:
 
-- plain: Douglas-Rachford splitting of the optimality conditions, `mlxcone.admm`, what the solver
-  does; a certificate is what the iterate moved by over the last 25 iterations;
-- embedding: the homogeneous embedding of SCS 3 (O'Donoghue, arXiv 2004.02177, algorithm 5.1), in
-  this file; a certificate is the iterate itself.
+- plain: Douglas-Rachford splitting of the optimality conditions as `mlxcone.admm.step` has it;
+- incremental: the same iteration, arranged to round less;
+- embedding: the homogeneous embedding of SCS 3 (O'Donoghue, arXiv 2004.02177), in this file. In
+  float64 its iterates agree with SCS 3.3.1's to 1e-12 where both run with the same settings. It is
+  not incremental: --dtype float64 compares splittings where rounding plays no part.
 
 Measured, in original units:
 
-- iterations until the relative residual is 1e-3 (where the solver hands over to Newton) and 1e-5,
-  checked after every 5 to 10, on manufactured programs and on the canonical programs of the layer
-  problems; "missed" is the share of lanes that have not got there within the budget;
+- iterations until the relative residual is 1e-3 (about where Newton takes over) and 1e-5, checked
+  after every 5 to 10, on manufactured programs and on the canonical programs of the layer problems:
+  median and 90th percentile, and the share of lanes that missed it within the budget;
 - iterations until a certificate of violation 1e-4 is visible on infeasible and unbounded programs
-  (scaled to b'y = -1 or q'x = -1), checked after every 25, and "false", the share of feasible lanes
-  that show one before they reach 1e-3;
-- milliseconds per iteration, without the checks: the two alternate in one run, evaluated every 25
+  (scaled to b'y = -1 or q'x = -1), checked after every 25: the embedding's iterate, or what the
+  others moved by over the last 25. "false" is the share of feasible lanes that show one before they
+  reach 1e-3. (The solver looks for less: it polishes a rough direction and verifies the result.)
+- milliseconds per iteration without the checks: the three alternate in one run, evaluated every 25
   iterations; ratios are medians of paired ratios.
 
-"more" is the median over lanes of the embedding's iterations over the plain splitting's. A lane
-that missed counts as infinitely many, so a median or percentile may be ">1000". Everything lands in
-bench/results/splitting_choice.json and, if matplotlib is there, splitting_choice.png.
+A lane that missed counts as infinitely many iterations, so a median or percentile may be ">1000".
+Everything lands in bench/results/splitting_choice.json and, if matplotlib is there, .png.
 """
 
 from __future__ import annotations
@@ -50,14 +52,15 @@ from mlxcone.equilibrate import Scaling
 from mlxcone.operators import Rectangular
 from mlxcone.problem import Program
 from mlxcone.residuals import dot, norm
+from mlxcone.settings import Settings
+from mlxcone.splitting_factor import Explicit as Factor
 from mlxcone.testing import manufacture
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "bench" / "results"
 CPU = cast(Any, mx.cpu)  # float64 exists there only
 
-RHO_X, ALPHA, SCALE, BAND = 1e-3, 1.6, 0.1, 5.0  # the solver's defaults
-TAU_WEIGHT = 10.0  # SCS's weight on tau in R
+ALPHA, SCALE, BAND = 1.6, 0.1, 5.0  # the solver's defaults
 GROUPS = (10, 10, 5)  # iterations between accelerated steps; together those between rebalances
 LOOKBACK = 5
 TOLERANCES = (1e-3, 1e-5)
@@ -66,17 +69,34 @@ QUALITY = 1e-4
 Triple = tuple[mx.array, mx.array, mx.array]
 
 
+class Knobs(NamedTuple):
+    """Dtype of the iterations, weight on x, R on equality rows over R elsewhere, weight on tau."""
+
+    dtype: mx.Dtype
+    rho_x: float
+    equality: float
+    tau: float
+
+
 class Data(NamedTuple):
-    """An equilibrated batch: in float64 for factors, in float32 for iterations."""
+    """An equilibrated batch: ``program`` in float64 for factors, the rest in the knobs' dtype."""
 
     program: Program
     cones: Product
     small: Program
     scaling: Scaling
+    knobs: Knobs
+
+    def factor(self, scale: mx.array) -> tuple[mx.array, Factor]:
+        """R (B, m) and (P + rho_x I + A'R A)^-1, in float64."""
+        rows = mx.arange(self.cones.rows)
+        unit = mx.where(rows < self.cones.zero_rows, self.knobs.equality, 1.0).astype(mx.float64)
+        factor = splitting_factor.explicit(self.program, scale, unit, self.knobs.rho_x)
+        return scale * unit, factor
 
 
 class Mode(NamedTuple):
-    """What both splittings get or do without."""
+    """What every splitting gets or does without."""
 
     adaptive: bool
     accelerated: bool
@@ -87,10 +107,12 @@ class Mode(NamedTuple):
         return " + ".join(part for part in parts if part)
 
 
-MODES = tuple(Mode(adaptive, accelerated) for adaptive in (False, True) for accelerated in (False, True))
+MODES = tuple(
+    Mode(adaptive, accelerated) for adaptive in (False, True) for accelerated in (False, True)
+)
 
 
-# --- the two splittings -------------------------------------------------------------------------
+# --- the splittings -------------------------------------------------------------------------
 
 
 class Plain:
@@ -101,20 +123,21 @@ class Plain:
     def __init__(self, data: Data, scale: mx.array) -> None:
         self.data, self.scale = data, scale
         with mx.stream(CPU):
-            weights, factor = _factor(data, scale)
-            parameters = (mx.array(v, dtype=mx.float32) for v in (RHO_X, ALPHA))
-            self.op = admm.Operator(data.small, factor, weights.astype(mx.float32), *parameters)
+            self.weights, self.factor = data.factor(scale)
+            arrays = (mx.array(v, dtype=mx.float64) for v in (data.knobs.rho_x, ALPHA))
+            narrow = [v.astype(data.knobs.dtype) for v in (self.factor, self.weights, *arrays)]
+            self.op = admm.Operator(data.small, *cast(Any, narrow))
 
     def cold(self) -> mx.array:
         program = self.data.small
-        return mx.zeros((program.lanes, program.n + program.m), dtype=mx.float32)
+        return mx.zeros((program.lanes, program.n + program.m), dtype=self.data.knobs.dtype)
 
     def _state(self, flat: mx.array) -> admm.State:
         n = self.data.small.n
         return admm.State(flat[:, :n], flat[:, n:])
 
     def step(self, flat: mx.array) -> mx.array:
-        return mx.concatenate(admm.step(self.data.cones, self.op, self._state(flat)), axis=1)
+        return mx.concatenate([*admm.step(self.data.cones, self.op, self._state(flat))], axis=1)
 
     def tidy(self, flat: mx.array) -> mx.array:
         return flat
@@ -124,24 +147,45 @@ class Plain:
 
     def carried(self, flat: mx.array, new: Plain) -> mx.array:
         """The state for the weights of ``new`` with the same x, y and s."""
-        return mx.concatenate(admm.join(new.op.weights, *self.point(flat)), axis=1)
+        return mx.concatenate([*admm.join(new.op.weights, *self.point(flat))], axis=1)
 
     @staticmethod
     def ray(before: Triple, now: Triple) -> tuple[mx.array, mx.array]:
         return now[0] - before[0], now[1] - before[1]
 
 
+class Incremental(Plain):
+    """The plain splitting, solved for the step: the same iterates with less rounding.
+
+        x~ = x - (P + rho_x I + A'R A)^-1 (P x + q + A'R (A x - b + 2 s - w)).
+
+    Near a solution the right-hand side is small, and so is what the factor and R amplify. The price
+    is two more products, P x and A x.
+    """
+
+    name = "incremental"
+
+    def step(self, flat: mx.array) -> mx.array:
+        x, w = self._state(flat)
+        program, s = self.data.small, self.data.cones.project(w)
+        off = program.A.times(x) - program.b
+        y = self.op.weights * (off + 2.0 * s - w)
+        d = self.op.factor.times(-program.P_times(x) - program.q - program.A.transpose_times(y))
+        return flat + ALPHA * mx.concatenate([d, -off - program.A.times(d) - s], axis=1)
+
+
 class Embedding:
     """SCS 3's splitting; states are w = (w_x, w_y, w_tau) side by side, (B, n + m + 1).
 
-    With M = [P, A'; -A, 0], h = (q, b), N = diag(rho_x I, 1/R) and r = (N + M)^-1 h, one iteration is
+    With M = [P, A'; -A, 0], h = (q, b), N = diag(rho_x I, 1/R), r = (N + M)^-1 h, one iteration is
 
         p = (N + M)^-1 N w_xy,   tau~ = the root below,   u~ = (p - tau~ r, tau~),
         u = projection of 2 u~ - w onto R^n x K* x R_+,   w <- w + alpha (u - u~),
 
     and s is the y part of N (u + w - 2 u~). tau~ is the nonnegative root of a t^2 + b t + c with
-    a = d + r'N r, b = r'N (w_xy - 2 p) - d w_tau, c = -p'M p, d the weight of tau. The linear system
-    is the plain splitting's: p_x = (P + rho_x I + A'R A)^-1 (rho_x w_x - A'w_y), p_y = w_y + R A p_x.
+    a = d + r'N r, b = r'N (w_xy - 2 p) - d w_tau, c = -p'M p, d the weight of tau in SCS's R. The
+    linear system is the plain splitting's: p_x = (P + rho_x I + A'R A)^-1 (rho_x w_x - A'w_y),
+    p_y = w_y + R A p_x.
     """
 
     name = "embedding"
@@ -150,15 +194,15 @@ class Embedding:
         self.data, self.scale = data, scale
         program = data.program
         with mx.stream(CPU):
-            weights, factor = _factor(data, scale, mx.float64)
+            weights, factor = data.factor(scale)
             r_x = factor.times(program.q - program.A.transpose_times(weights * program.b))
             Nr_y = program.b + program.A.times(r_x)
             r = mx.concatenate([r_x, weights * Nr_y], axis=1)
-            Nr = mx.concatenate([RHO_X * r_x, Nr_y], axis=1)
-            a = TAU_WEIGHT + dot(r, Nr)[:, None]
-            arrays = (v.astype(mx.float32) for v in (weights, r, Nr, a))
-            self.weights, self.r, self.Nr, self.a = arrays
-            self.factor = factor.astype(mx.float32)
+            Nr = mx.concatenate([data.knobs.rho_x * r_x, Nr_y], axis=1)
+            a = data.knobs.tau + dot(r, Nr)[:, None]
+            narrow = (v.astype(data.knobs.dtype) for v in (weights, r, Nr, a))
+            self.weights, self.r, self.Nr, self.a = narrow
+            self.factor = factor.astype(data.knobs.dtype)
 
     def cold(self) -> mx.array:
         # SCS starts at (0, 0, 1) and holds tau at 1 for one iteration; this is where that leads.
@@ -168,27 +212,28 @@ class Embedding:
 
     def _halves(self, w: mx.array) -> tuple[mx.array, mx.array]:
         """u~ and u."""
-        program, n = self.data.small, self.data.small.n
+        program, knobs, n = self.data.small, self.data.knobs, self.data.small.n
         w_xy, w_tau = w[:, :-1], w[:, -1:]
         w_x, w_y = w_xy[:, :n], w_xy[:, n:]
-        p_x = self.factor.times(RHO_X * w_x - program.A.transpose_times(w_y))
+        p_x = self.factor.times(knobs.rho_x * w_x - program.A.transpose_times(w_y))
         Ap_x = program.A.times(p_x)
         p = mx.concatenate([p_x, w_y + self.weights * Ap_x], axis=1)
-        b = mx.sum(self.Nr * (w_xy - 2.0 * p), axis=1, keepdims=True) - TAU_WEIGHT * w_tau
+        b = mx.sum(self.Nr * (w_xy - 2.0 * p), axis=1, keepdims=True) - knobs.tau * w_tau
         if program.P is None:
             tau = mx.maximum(-b / self.a, 0.0)
         else:
             # p'M p = p'N (w_xy - p), whose y part is -p_y'A p_x: nothing is divided by a weight.
-            both = mx.concatenate([RHO_X * (p_x - w_x), Ap_x], axis=1)
+            both = mx.concatenate([knobs.rho_x * (p_x - w_x), Ap_x], axis=1)
             c = mx.minimum(mx.sum(p * both, axis=1, keepdims=True), 0.0)
             root = mx.sqrt(b * b - 4.0 * self.a * c)
             # The form of the root that does not cancel.
             stable = -2.0 * c / mx.maximum(b + root, 1e-30)
             tau = mx.where(b < 0.0, (root - b) / (2.0 * self.a), stable)
-        reflected = 2.0 * (p - tau * self.r) - w_xy
+        z = p - tau * self.r
+        reflected = 2.0 * z - w_xy
         y = self.data.cones.project_dual(reflected[:, n:])
         u = mx.concatenate([reflected[:, :n], y, mx.maximum(2.0 * tau - w_tau, 0.0)], axis=1)
-        return mx.concatenate([p - tau * self.r, tau], axis=1), u
+        return mx.concatenate([z, tau], axis=1), u
 
     def step(self, w: mx.array) -> mx.array:
         half, u = self._halves(w)
@@ -224,19 +269,11 @@ class Embedding:
         return now[0], now[1]
 
 
-Splitting = Plain | Embedding
-KINDS: tuple[type[Plain], type[Embedding]] = (Plain, Embedding)
+Splitting = Plain | Incremental | Embedding
+KINDS: tuple[type[Splitting], ...] = (Plain, Incremental, Embedding)
 
 
-def _factor(
-    data: Data, scale: mx.array, dtype: mx.Dtype = mx.float32
-) -> tuple[mx.array, splitting_factor.Explicit]:
-    unit = admm.unit_weights(data.cones)
-    factor = splitting_factor.explicit(data.program, scale, unit, RHO_X)
-    return admm.row_weights(scale, data.cones), factor.astype(dtype)
-
-
-# --- the loop, the same for both ----------------------------------------------------------------
+# --- the loop, the same for all ----------------------------------------------------------------
 
 
 def advance(
@@ -339,6 +376,10 @@ def rebalance(
 # --- problems -----------------------------------------------------------------------------------
 
 
+Shape = tuple[int, dict[str, Any], int]
+"""Variables, cones, rank of P."""
+
+
 class Arrays(NamedTuple):
     """A batch in original units: P (B, n, n) or None, q (B, n), A (B, m, n), b (B, m)."""
 
@@ -348,7 +389,7 @@ class Arrays(NamedTuple):
     b: np.ndarray
 
 
-def equilibrated(arrays: Arrays, cones: dict[str, Any]) -> Data:
+def equilibrated(arrays: Arrays, cones: dict[str, Any], knobs: Knobs) -> Data:
     product = Product(Cones.of(cones))
     order = product.order or list(range(product.rows))
     with mx.stream(CPU):
@@ -358,13 +399,13 @@ def equilibrated(arrays: Arrays, cones: dict[str, Any]) -> Data:
         original = Program(P, q, Rectangular.of(A[:, rows]), b[:, rows])
         setup = equilibrate.setup(original, product, True)
         scaling, program = equilibrate.normalize(setup, original, True)
-        small, factors = program.astype(mx.float32), scaling.astype(mx.float32)
+        small, factors = program.astype(knobs.dtype), scaling.astype(knobs.dtype)
         mx.eval(program, small, factors)
-    return Data(program, product, small, factors)
+    return Data(program, product, small, factors, knobs)
 
 
-def random_shape(rng: np.random.Generator, family: str) -> tuple[int, dict[str, Any], int]:
-    """Variables, cones and rank of P: n and m between 10 and 60."""
+def random_shape(rng: np.random.Generator, family: str) -> Shape:
+    """Between 10 and 60 variables and rows."""
     n, m = (int(rng.integers(10, 61)) for _ in range(2))
     zero = int(rng.integers(0, min(n, m) // 3 + 1))
     left, soc = m - zero, []
@@ -376,23 +417,23 @@ def random_shape(rng: np.random.Generator, family: str) -> tuple[int, dict[str, 
 
 
 def manufactured(
-    rng: np.random.Generator, wanted: str, family: str, lanes: int, shape: Any = None
+    rng: np.random.Generator, wanted: str, shape: Shape, lanes: int, knobs: Knobs
 ) -> Data:
     """A batch of programs of one shape with this outcome."""
-    n, cones, rank = shape or random_shape(rng, family)
+    n, cones, rank = shape
     make = manufacture.feasible
     if wanted != "solved":
         make = {"infeasible": manufacture.infeasible, "unbounded": manufacture.unbounded}[wanted]
     made = [make(rng, n, cones, quadratic_rank=rank) for _ in range(lanes)]
     q, A, b = (np.stack([getattr(i, k) for i in made]) for k in ("q", "A", "b"))
     P = np.stack([i.P for i in made]) if rank else None
-    return equilibrated(Arrays(P, q, A, b), cones)
+    return equilibrated(Arrays(P, q, A, b), cones, knobs)
 
 
-def layer_programs(seed: int, lanes: int) -> Iterator[Data]:
+def layer_programs(seed: int, lanes: int, knobs: Knobs) -> Iterator[Data]:
     """The canonical programs of tests/layer_problems.py at random parameters."""
     sys.path.insert(0, str(ROOT / "tests"))
-    from layer_problems import LAYER_PROBLEMS
+    from layer_problems import LAYER_PROBLEMS  # pyright: ignore[reportMissingImports]
 
     from cvxpylayers_mlx.canonicalize import canonicalize
 
@@ -412,7 +453,7 @@ def layer_programs(seed: int, lanes: int) -> Iterator[Data]:
                 p and np.array(p.linear(parameters)).reshape(lanes, *p.shape)
                 for p in (form.P, form.q, form.A, form.b)
             ]
-        yield equilibrated(Arrays(*cast(Any, parts)), form.cones)
+        yield equilibrated(Arrays(*cast(Any, parts)), form.cones, knobs)
 
 
 # --- measurements -------------------------------------------------------------------------------
@@ -424,119 +465,103 @@ def spread(counts: np.ndarray) -> dict[str, float]:
     return {"median": middle, "p90": late, "missed": float(np.isinf(counts).mean())}
 
 
-def ratio(plain: np.ndarray, embedding: np.ndarray) -> float:
-    """Median of embedding / plain over the lanes on which at least one of them arrived."""
-    either = np.isfinite(plain) | np.isfinite(embedding)
-    if not either.any():
-        return math.nan
-    plain, embedding = plain[either], embedding[either]
-    quotients = np.where(np.isinf(plain), 0.0, embedding / np.where(np.isinf(plain), 1.0, plain))
-    return float(np.percentile(quotients, 50, method="higher"))
-
-
-def compare(batches: Sequence[Data], mode: Mode, budget: int, wanted: str) -> dict[str, Any]:
-    """Both splittings on the same lanes."""
+def compare(
+    batches: Sequence[Data], mode: Mode, budget: int, wanted: str
+) -> Iterator[dict[str, Any]]:
+    """A row for each splitting, all on the same lanes."""
     traces = []
     for kind in KINDS:
         found = [run(kind, data, mode, budget, wanted) for data in batches]
         traces.append(Trace(*(np.concatenate(part) for part in zip(*found, strict=True))))
-    row: dict[str, Any] = {"mode": mode.name, "wanted": wanted, "lanes": len(traces[0].reached)}
-    if wanted != "solved":
-        counts = [t.certified[:, int(wanted == "unbounded")] for t in traces]
-        row["certificate"] = _side_by_side(counts)
-        return row
-    for column, tolerance in enumerate(TOLERANCES):
-        row[f"{tolerance:g}"] = _side_by_side([t.reached[:, column] for t in traces])
+    goals = [f"{t:g}" for t in TOLERANCES] if wanted == "solved" else ["certificate"]
     for kind, trace in zip(KINDS, traces, strict=True):
-        early = trace.certified.min(axis=1) < trace.reached[:, 0]
-        row[f"false_{kind.name}"] = float(early.mean())
-    return row
+        row: dict[str, Any] = {"mode": mode.name, "splitting": kind.name, "wanted": wanted}
+        row["lanes"] = len(trace.reached)
+        for column, goal in enumerate(goals):
+            counts, other = (_counts(t, wanted, column) for t in (trace, traces[-1]))
+            better = {"fewer": counts < other, "more": counts > other}
+            shares = {f"{k}_than_embedding": float(v.mean()) for k, v in better.items()}
+            row[goal] = spread(counts) | shares
+        if wanted == "solved":
+            early = trace.certified.min(axis=1) < trace.reached[:, 0]
+            row["false"] = float(early.mean())
+        yield row
 
 
-def _side_by_side(counts: list[np.ndarray]) -> dict[str, Any]:
-    named = {kind.name: spread(c) for kind, c in zip(KINDS, counts, strict=True)}
-    better = float((counts[0] < counts[1]).mean()), float((counts[1] < counts[0]).mean())
-    return named | {"more": ratio(*counts), "plain_fewer": better[0], "embedding_fewer": better[1]}
+def _counts(trace: Trace, wanted: str, column: int) -> np.ndarray:
+    if wanted == "solved":
+        return trace.reached[:, column]
+    return trace.certified[:, int(wanted == "unbounded")]
 
 
-def chunk_times(
-    data: Data, mode: Mode, compiled: bool, repeats: int
-) -> tuple[np.ndarray, np.ndarray]:
-    """Milliseconds per iteration of each repeat, plain and embedding."""
+def chunk_times(data: Data, mode: Mode, compiled: bool, repeats: int) -> np.ndarray:
+    """Milliseconds per iteration, (splittings, repeats)."""
     scale = mx.full((data.small.lanes, 1), SCALE, dtype=mx.float64)
-    chunks, states = [], []
+    splittings, states = [], []
     for kind in KINDS:
         splitting = kind(data, scale)
-        # Warm: a state from the middle of a run, and kernels that exist.
+        # Somewhere in the middle of a run, where no projection is trivial.
         state = splitting.cold()
         for _ in range(50):
             state = splitting.step(state)
         if compiled:
-            splitting.step = mx.compile(splitting.step)  # type: ignore[method-assign]
+            setattr(splitting, "step", mx.compile(cast(Any, splitting.step)))  # noqa: B010
+        splittings.append(splitting)
         states.append((state, _memory(state, mode)))
-        chunks.append(splitting)
-    times = np.zeros((2, repeats + 2))
-    for repeat in range(repeats + 2):
-        for which in (0, 1) if repeat % 2 else (1, 0):
+    warm_up = 2
+    times = np.zeros((len(KINDS), repeats + warm_up))
+    for repeat in range(repeats + warm_up):
+        # Each takes each place in turn, so that no one always runs on another's warm cache.
+        for which in np.roll(np.arange(len(KINDS)), repeat):
             state, memory = states[which]
             mx.eval(state, memory)
             start = time.perf_counter()
             for some in GROUPS:
-                state, memory = advance(chunks[which], state, memory, some)
+                state, memory = advance(splittings[which], state, memory, some)
             mx.eval(state, memory)
             times[which, repeat] = 1e3 * (time.perf_counter() - start) / sum(GROUPS)
-    return times[0, 2:], times[1, 2:]
+    return times[:, warm_up:]
 
 
-def timings(seed: int, repeats: int) -> list[dict[str, Any]]:
-    rows = []
+def timings(seed: int, repeats: int, knobs: Knobs) -> Iterator[dict[str, Any]]:
     shape = (30, {"z": 8, "l": 32, "q": [4, 4, 6, 6]}, 15)
     for lanes in (1, 16, 128):
-        data = manufactured(np.random.default_rng(seed), "solved", "mixed", lanes, shape)
+        data = manufactured(np.random.default_rng(seed), "solved", shape, lanes, knobs)
         for name, accelerated, compiled in (
             ("eager", False, False),
             ("eager + Anderson", True, False),
             ("compiled step", False, True),
         ):
-            pair = chunk_times(data, Mode(False, accelerated), compiled, repeats)
-            medians = [float(np.median(t)) for t in pair]
-            row = {"lanes": lanes, "how": name, "ratio": float(np.median(pair[1] / pair[0]))}
-            rows.append(row | {k.name: t for k, t in zip(KINDS, medians, strict=True)})
-    return rows
+            times = chunk_times(data, Mode(False, accelerated), compiled, repeats)
+            row: dict[str, Any] = {"lanes": lanes, "how": name}
+            for kind, own in zip(KINDS, times, strict=True):
+                row[kind.name] = float(np.median(own))
+                row[f"{kind.name}_ratio"] = float(np.median(own / times[0]))
+            yield row
 
 
 # --- report -------------------------------------------------------------------------------------
 
 
-def count(value: float, budget: int) -> str:
-    return f">{budget}" if math.isinf(value) else f"{value:.0f}"
+def print_header(goals: Sequence[str], last: str = "") -> None:
+    line = f"{'':10s} {'mode':19s} {'lanes':>5s} {'splitting':11s}"
+    print(line + "".join(f" | {goal:>7s}: p50   p90 missed" for goal in goals) + last)
 
 
-def cell(both: dict[str, Any], budget: int) -> str:
-    parts = []
-    for kind in KINDS:
-        one = both[kind.name]
-        parts.append(f"{count(one['median'], budget):>6s}{count(one['p90'], budget):>6s}")
-        parts.append(f"{one['missed']:6.2f}")
-    return "".join(parts) + f"{both['more']:6.2f}"
-
-
-def print_rows(rows: list[dict[str, Any]], keys: Sequence[str], budget: int) -> None:
-    for row in rows:
-        line = f"{row['family']:10s} {row['mode']:19s}{row['lanes']:5d} "
-        line += " | ".join(cell(row[key], budget) for key in keys)
-        if "false_plain" in row:
-            line += f" | {row['false_plain']:5.2f}{row['false_embedding']:6.2f}"
-        print(line, flush=True)
-
-
-def header(titles: Sequence[str], last: str = "") -> None:
-    columns = "  plain   p90  miss embed   p90  miss  more"
-    print(" " * 36 + " | ".join(f"{title:^{len(columns)}s}" for title in titles) + last)
-    print(f"{'':10s} {'mode':19s}{'lanes':>5s} " + " | ".join(columns for _ in titles))
+def print_row(row: dict[str, Any], goals: Sequence[str], budget: int) -> None:
+    line = f"{row['family']:10s} {row['mode']:19s} {row['lanes']:5d} {row['splitting']:11s}"
+    for goal in goals:
+        one = row[goal]
+        counts = (
+            f">{budget}" if math.isinf(one[k]) else f"{one[k]:.0f}" for k in ("median", "p90")
+        )
+        line += " | " + "".join(f"{c:>{w}s}" for c, w in zip(counts, (12, 6), strict=True))
+        line += f"{one['missed']:7.2f}"
+    print(line + (f" | {row['false']:.2f}" if "false" in row else ""), flush=True)
 
 
 def plot(content: dict[str, Any], path: Path) -> bool:
+    """Draw the solver's own mode and the times; False if there is nothing to draw with."""
     try:
         import matplotlib
 
@@ -544,28 +569,33 @@ def plot(content: dict[str, Any], path: Path) -> bool:
         import matplotlib.pyplot as plt
     except ImportError:
         return False
-    rows = [r for r in content["feasible"] if r["mode"] == MODES[-1].name]
-    rows += [r for r in content["certificates"] if r["mode"] == MODES[-1].name]
     budget = content["settings"]["budget"]
-    keys = ["0.001" if r["wanted"] == "solved" else "certificate" for r in rows]
-    figure, (left, right) = plt.subplots(1, 2, figsize=(11, 4), width_ratios=[3, 2])
-    places = np.arange(len(rows))
-    for offset, kind in zip((-0.2, 0.2), KINDS, strict=True):
-        cells = [row[key][kind.name] for row, key in zip(rows, keys, strict=True)]
+    rows = [r for r in content["rows"] if r["mode"] == MODES[-1].name]
+    families = list(dict.fromkeys(r["family"] for r in rows))
+    figure, (left, right) = plt.subplots(1, 2, figsize=(12, 4.5), width_ratios=[3, 2])
+    for position, kind in enumerate(KINDS):
+        shift = 0.27 * (position - 1)
+        mine = [r for r in rows if r["splitting"] == kind.name]
+        cells = [
+            r[f"{TOLERANCES[0]:g}" if r["wanted"] == "solved" else "certificate"] for r in mine
+        ]
         middle = [min(c["median"], budget) for c in cells]
         late = [min(c["p90"], budget) - m for c, m in zip(cells, middle, strict=True)]
-        left.bar(places + offset, middle, 0.38, label=kind.name, yerr=[[0] * len(late), late])
-    left.set_xticks(places, [r["family"] for r in rows])
-    left.set_ylabel(f"iterations, median and 90th percentile (at most {budget})")
-    left.set_title(f"to 1e-3, or to a certificate ({MODES[-1].name})")
-    left.legend()
-    times = content["milliseconds"]
-    for offset, kind in zip((-0.2, 0.2), KINDS, strict=True):
+        places = np.arange(len(families)) + shift
+        left.bar(places, middle, 0.25, label=kind.name, yerr=[[0] * len(late), late], capsize=2)
+        times = content["milliseconds"]
         heights = [1e3 * row[kind.name] / row["lanes"] for row in times]
-        right.bar(np.arange(len(times)) + offset, heights, 0.38)
+        right.bar(np.arange(len(times)) + shift, heights, 0.25)
+    left.set_xticks(np.arange(len(families)), families)
+    left.set_yscale("log")
+    left.set_ylabel(f"iterations, median and 90th percentile (at most {budget})")
+    left.set_title(f"to {TOLERANCES[0]:g} or a certificate ({MODES[-1].name})")
+    left.legend()
+    names = [f"{row['lanes']}\n{row['how'].replace(' ', chr(10))}" for row in times]
+    right.set_xticks(np.arange(len(names)), names, fontsize=6)
     right.set_yscale("log")
-    right.set_xticks(np.arange(len(times)), [f"{r['lanes']}\n{r['how']}" for r in times], fontsize=6)
     right.set_ylabel("µs per lane and iteration")
+    right.set_title("n = 30, m = 60; lanes below")
     figure.tight_layout()
     figure.savefig(path, dpi=120)
     return True
@@ -580,51 +610,79 @@ def finite(value: Any) -> Any:
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
+def parse_options(arguments: Sequence[str] | None = None) -> argparse.Namespace:
+    """Read the command line."""
     parser = argparse.ArgumentParser(description="Plain splitting or homogeneous embedding?")
-    parser.add_argument("--draws", type=int, default=4, help="random shapes per family")
-    parser.add_argument("--lanes", type=int, default=16, help="programs per shape")
+    parser.add_argument("--draws", type=int, default=3, help="random shapes per family")
+    parser.add_argument("--lanes", type=int, default=8, help="programs per shape")
     parser.add_argument("--budget", type=int, default=1000, help="iterations per lane")
     parser.add_argument("--repeats", type=int, default=15, help="of every timing")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--dtype", choices=("float32", "float64"), default="float32")
+    parser.add_argument("--rho-x", type=float, default=Settings().rho_x)
+    parser.add_argument("--equality-factor", type=float, help="default: the solver's")
+    parser.add_argument("--tau-weight", type=float, default=10.0, help="default: SCS's")
+    parser.add_argument("--output", default="splitting_choice", help="name under bench/results/")
     parser.add_argument("--skip-layers", action="store_true", help="manufactured programs only")
     options = parser.parse_args(arguments)
+    if min(options.draws, options.lanes, options.budget, options.repeats) < 1:
+        parser.error("--draws, --lanes, --budget and --repeats must be positive")
+    if options.equality_factor is None:
+        one = mx.ones((1, 1), dtype=mx.float32)
+        options.equality_factor = admm.row_weights(one, Product(Cones(zero=1))).item()
+    return options
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run everything and report."""
+    options = parse_options(arguments)
+    if options.dtype == "float64":
+        mx.set_default_device(CPU)
+    weights = options.equality_factor, options.tau_weight
+    knobs = Knobs(getattr(mx, options.dtype), options.rho_x, *weights)
     began, budget = time.perf_counter(), options.budget
-    content: dict[str, Any] = {
-        "settings": vars(options),
-        "machine": platform.machine(),
-        "versions": {"python": platform.python_version(), "mlx": version("mlx")},
-        "feasible": [],
-        "certificates": [],
-    }
-    families = ("LP", "QP", "SOCP", "mixed")
 
     def batches(wanted: str, family: str) -> list[Data]:
         rng = np.random.default_rng([options.seed, *wanted.encode(), *family.encode()])
-        return [manufactured(rng, wanted, family, options.lanes) for _ in range(options.draws)]
+        shapes = [random_shape(rng, family) for _ in range(options.draws)]
+        return [manufactured(rng, wanted, shape, options.lanes, knobs) for shape in shapes]
 
-    keys = [f"{t:g}" for t in TOLERANCES]
-    header([f"iterations to {key}" for key in keys], " | false certificates")
-    tasks = [(family, batches("solved", family)) for family in families]
+    rows: list[dict[str, Any]] = []
+
+    def report(name: str, data: list[Data], modes: Sequence[Mode], wanted: str) -> None:
+        for mode in modes:
+            for row in compare(data, mode, budget, wanted):
+                rows.append({"family": name} | row)
+                print_row(rows[-1], goals, budget)
+
+    families = ("LP", "QP", "SOCP", "mixed")
+    goals = [f"{t:g}" for t in TOLERANCES]
+    print_header(goals, " | false")
+    for family in families:
+        report(family, batches("solved", family), MODES, "solved")
     if not options.skip_layers:
-        tasks.append(("layers", list(layer_programs(options.seed, 4))))
-    for family, data in tasks:
-        rows = [{"family": family} | compare(data, mode, budget, "solved") for mode in MODES]
-        content["feasible"] += rows
-        print_rows(rows, keys, budget)
-    header([f"iterations to a certificate of {QUALITY:g}"])
+        # Many small programs: the two ends of the list of modes are enough.
+        data = list(layer_programs(options.seed, 2, knobs))
+        report("layers", data, (MODES[0], MODES[-1]), "solved")
+    goals = ["certificate"]
+    print_header(goals)
     for wanted in ("infeasible", "unbounded"):
         data = [one for family in families for one in batches(wanted, family)]
-        rows = [{"family": wanted} | compare(data, mode, budget, wanted) for mode in MODES]
-        content["certificates"] += rows
-        print_rows(rows, ["certificate"], budget)
-    content["milliseconds"] = timings(options.seed, options.repeats)
-    print("milliseconds per iteration, n = 30, m = 60: lanes, plain, embedding, ratio")
-    for row in content["milliseconds"]:
-        line = f"{row['lanes']:5d} {row['how']:18s} {row['plain']:8.3f} {row['embedding']:8.3f}"
-        print(f"{line} {row['ratio']:6.2f}")
-    RESULTS.mkdir(parents=True, exist_ok=True)
-    path = RESULTS / "splitting_choice.json"
+        report(wanted, data, (MODES[0], MODES[-1]), wanted)
+    times = list(timings(options.seed, options.repeats, knobs))
+    print("milliseconds per iteration, n = 30, m = 60 (over plain)")
+    for row in times:
+        cells = (f"{k.name} {row[k.name]:.3f} ({row[f'{k.name}_ratio']:.2f})" for k in KINDS)
+        print(f"{row['lanes']:5d} {row['how']:18s} " + "  ".join(cells))
+    path = RESULTS / f"{options.output}.json"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    content = {
+        "settings": vars(options),
+        "machine": platform.machine(),
+        "versions": {"python": platform.python_version(), "mlx": version("mlx")},
+        "rows": rows,
+        "milliseconds": times,
+    }
     path.write_text(json.dumps(finite(content), indent=2) + "\n")
     drawn = plot(content, path.with_suffix(".png"))
     note = "" if drawn else " (no plot: matplotlib is missing)"

@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 
 import mlx.core as mx
 
-from mlxcone.problem import as_array
+from mlxcone import as_array
 
 
 class Checked(NamedTuple):

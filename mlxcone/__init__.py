@@ -3,6 +3,7 @@
 from mlxcone._version import __version__
 from mlxcone.cones.product import Cones
 from mlxcone.differentiable import Solver, solve
+from mlxcone.problem import as_array
 from mlxcone.settings import Settings
 from mlxcone.solution import Info, Solution
 from mlxcone.status import SolverError, Status
@@ -16,5 +17,6 @@ __all__ = [
     "SolverError",
     "Status",
     "__version__",
+    "as_array",
     "solve",
 ]

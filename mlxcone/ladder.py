@@ -21,6 +21,8 @@ from mlxcone.splitting_factor import Explicit
 from mlxcone.status import Status
 
 _FIRST_BUDGET = 400  # float32 iterations before refinement takes over whatever is left
+_FIRST_STEPS = 3  # Newton steps of the first try
+_TIGHTER = 0.05  # each further try begins at a residual smaller by this
 _INACCURATE = 1e-6  # tolerance at which a lane still counts as solved, inaccurately
 _CERTIFICATE_ITERS = 60
 _HOPELESS = 1e4  # a warm start with residuals this much larger than zero's is none
@@ -134,12 +136,28 @@ class Ladder:
         result = residuals.measure(self.program, self.scaling.neutral(), x, y, s, 0.0, 1.0)
         return mx.maximum(result.primal, result.dual)[:, None]
 
+    def _split(self, work: Splitting, dtype: mx.Dtype, handover: float) -> Splitting:
+        """Splitting on the open lanes that have iterations left, then a look at those that drift.
+
+        In float32 a lane has `_FIRST_BUDGET` in all, in float64 five times what it has spent.
+        """
+        spent: Any = work.iterations.tolist()
+        most = self.settings.max_iters
+        first = min(_FIRST_BUDGET, most)
+        limit = first if dtype == mx.float32 else most
+        which = [k for k in self.open_lanes() if spent[k] < limit]
+        if which:
+            least, largest = min(spent[k] for k in which), max(spent[k] for k in which)
+            wanted = first - least if dtype == mx.float32 else 4 * max(first, largest)
+            work = self.split(work, which, min(wanted, most - largest), dtype, handover)
+            drifting: Any = work.drifts.tolist()
+            self.certify(work, [k for k in which if drifting[k]])
+        return work
+
     def split(
         self, work: Splitting, which: list[int], budget: int, dtype: mx.Dtype, handover: float
     ) -> Splitting:
         """Splitting on some lanes."""
-        if not which or budget <= 0:
-            return work
         chosen = lanes.bucket(which, self.program.lanes)
         local = Loop(
             self.program.take(chosen),
@@ -183,18 +201,20 @@ class Ladder:
                     self.status[lane] = status
                     self.certificates[lane] = (status, found, position)
 
-    def refine(self, refinement: Refinement, which: list[int]) -> None:
-        """Newton, then multipliers for the lanes where it stalls."""
-        if not self.settings.refine:
-            self._settle(refinement)
-            return
-        self.table.rung("newton", len(which))
-        refinement.newton(which, self.settings.newton_iters)
+    def newton(self, refinement: Refinement, steps: int) -> None:
+        """Newton on every open lane."""
+        which = self.open_lanes()
+        if which and self.settings.refine:
+            self.table.rung("newton", len(which))
+            refinement.newton(which, steps)
         self._settle(refinement)
-        left = [lane for lane in which if self.status[lane] is None]
-        if left:
-            self.table.rung("multipliers", len(left))
-            refinement.multipliers(left, self.settings.multiplier_iters)
+
+    def multipliers(self, refinement: Refinement) -> None:
+        """Proximal multipliers on every open lane."""
+        which = self.open_lanes()
+        if which and self.settings.refine:
+            self.table.rung("multipliers", len(which))
+            refinement.multipliers(which, self.settings.multiplier_iters)
             # What is left may be as good as its data: rounded numbers often fit no better.
             self._settle(refinement, 2.0 * self.precision)
 
@@ -208,28 +228,26 @@ class Ladder:
 
     def run(self, warm: tuple[mx.array, mx.array, mx.array] | None) -> Outcome:
         """Climb."""
-        settings = self.settings
-        first = min(settings.max_iters, _FIRST_BUDGET)
-        handover = settings.handover if settings.refine else 0.0
-        work = self.split(self.start(warm), self.open_lanes(), first, mx.float32, handover)
-        self.certify(work, [lane for lane in self.open_lanes() if work.drifts[lane].item()])
-        refinement = self._refinement(work)
-        self.refine(refinement, self.open_lanes())
-        self.certify(work, self.open_lanes())
-        while time.monotonic() < self.deadline:
-            # Stubborn lanes: more splitting, now in float64, and refinement from there.
-            which = self.open_lanes()
-            counts: Any = work.iterations.tolist()
-            spent = max((counts[lane] for lane in which), default=settings.max_iters)
-            if spent >= settings.max_iters:
-                break
-            budget = min(4 * max(first, spent), settings.max_iters - spent)
-            handover *= 1e-2
-            work = self.split(work, which, budget, mx.float64, handover)
+        handover = self.settings.handover if self.settings.refine else 0.0
+        # A first, short try of Newton: most lanes need no more.
+        work = self._split(self.start(warm), mx.float32, handover)
+        best = self._refinement(work)
+        self.newton(best, min(_FIRST_STEPS, self.settings.newton_iters))
+        dtype = mx.float32
+        while self.open_lanes() and time.monotonic() < self.deadline:
+            handover *= _TIGHTER
+            before = work.iterations
+            work = self._split(work, dtype, handover)
             again = self._refinement(work)
-            self.refine(again, which)
-            refinement.adopt(again)
+            self.newton(again, self.settings.newton_iters)
+            self.multipliers(again)
+            best.adopt(again)
             self.certify(work, self.open_lanes())
+            # Stubborn lanes: more splitting, now in float64, and refinement from there.
+            if dtype == mx.float64 and bool(mx.all(work.iterations == before).item()):
+                break
+            dtype = mx.float64
+        refinement = best
         self._conclude(refinement)
         return self._outcome(work, refinement)
 

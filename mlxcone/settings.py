@@ -59,7 +59,7 @@ class Settings:
     acceleration_interval: int = 10
     check_interval: int = 25
     refine: bool = True
-    handover: float = 1e-3
+    handover: float = 1e-2
     newton_iters: int = 8
     multiplier_iters: int = 150
     on_failure: str = "return"

@@ -12,7 +12,7 @@ import mlx.core as mx
 import numpy as np
 import pytest
 
-from mlxcone import admm, kkt, loop, residuals
+from mlxcone import admm, loop, residuals, splitting_factor
 from mlxcone.anderson import Memory
 from mlxcone.cones.product import Cones, Product
 from mlxcone.equilibrate import Scaling
@@ -79,15 +79,16 @@ def chunk_arguments(cones: Product, shared: bool, quadratic: bool) -> list[mx.ar
     P = np.broadcast_to(np.eye(N), (*lead, N, N)) if quadratic else None
     with mx.stream(mx.cpu):
         wide = [mx.array(v, dtype=mx.float64) for v in (A, np.zeros((LANES, N)))]
-        weights = admm.row_weights(mx.full((1, 1), 0.1, dtype=mx.float64), cones)
+        unit, scale = admm.unit_weights(cones), mx.full((LANES, 1), 0.1, dtype=mx.float64)
         program = Program(
             None if P is None else mx.array(P, dtype=mx.float64),
             wide[1],
             Rectangular.of(wide[0]),
             mx.zeros((LANES, m), dtype=mx.float64),
         )
-        inverse = kkt.splitting_inverse(program, weights, 1e-3)
-        inverse, weights = np.array(inverse), np.array(weights)
+        one = scale[:1] if shared else scale
+        inverse = np.array(splitting_factor.explicit(program, one, unit, 1e-3).inverse)
+        weights = np.array(scale * unit)
     vectors = [rng.standard_normal((LANES, k)) for k in (N, m, N, m)]
     P = np.zeros((1, 1)) if P is None else P
     matrices = (A, A.swapaxes(-1, -2))  # the contiguous copy of A' is not exportable
@@ -99,7 +100,8 @@ def operator(quadratic: bool, *arrays: mx.array) -> admm.Operator:
     """From the first seven of the arguments."""
     P, q, A, transposed, b, inverse, weights = arrays
     program = Program(P if quadratic else None, q, Rectangular(A, transposed), b)
-    return admm.Operator(program, inverse, weights, narrow(1e-3), narrow(1.6))
+    factor = splitting_factor.Explicit(inverse)
+    return admm.Operator(program, factor, weights, narrow(1e-3), narrow(1.6))
 
 
 every_mix = pytest.mark.parametrize("scs", SETS, ids=str)
@@ -143,6 +145,19 @@ def test_a_chunk_of_iterations_runs_on_a_gpu(
     assert found.primitives.count("Matmul") >= 3 * 6
     outputs = run(*arguments)
     assert all(v.dtype == mx.float32 and np.isfinite(np.array(v)).all() for v in outputs)
+
+
+def test_scales_of_their_own_with_shared_matrices_run_on_a_gpu() -> None:
+    """Lanes that share P and A are diagonalized together; the solves stay products."""
+    values = [narrow(np.random.default_rng(0).standard_normal(s)) for s in ((N, N), (LANES, N))]
+
+    def solve(basis: mx.array, v: mx.array) -> mx.array:
+        damping = 1.0 / (1.0 + mx.square(v))
+        return splitting_factor.Spectral(basis, basis, damping).times(v)
+
+    found = trace(solve, *values)
+    assert_portable(found)
+    assert found.primitives.count("Matmul") == 2
 
 
 @every_mix
@@ -212,8 +227,8 @@ def test_a_factorization_of_the_solver_is_seen() -> None:
         P, q, A, transposed, b, _, weights = arrays[:7]
         program = Program(P, q, Rectangular(A, transposed), b)
         with mx.stream(mx.cpu):
-            inverse = kkt.splitting_inverse(program, weights, 1e-3)
-        return run(*arrays[:5], inverse, *arrays[6:])
+            factor = splitting_factor.explicit(program, weights[:, :1], weights[0], 1e-3)
+        return run(*arrays[:5], factor.inverse, *arrays[6:])
 
     with pytest.raises(AssertionError, match="a primitive that GPUs do not have"):
         assert_portable(trace(factored, *arguments))

@@ -652,3 +652,33 @@ def test_put_replaces_some_lanes_of_a_copy() -> None:
     found = np.array(lanes.put(array, some, values))
     np.testing.assert_array_equal(found, [[0, 0], [9, 9], [4, 5], [2, 3]])
     assert not np.array(array).any()
+
+
+# --- the splitting's factors ----------------------------------------------------------------------
+
+
+def test_spectrum_of_shared_matrices_solves_at_every_scale() -> None:
+    instance = regular(0)
+    program = program_of([instance])
+    shared = Program(program.P[0], program.q, Rectangular.of(program.A.matrix[0]), program.b)  # type: ignore[index]
+    unit, scales = admm.unit_weights(PRODUCT), np.array([[1e-4], [0.3], [1e3]])
+    pencil = splitting_factor.Pencil.of(shared, unit, 1e-3)
+    v = wide(np.random.default_rng(0).standard_normal((3, N)))
+    got = np.array(pencil.at(wide(scales)).times(v))
+    for lane, scale in enumerate(scales[:, 0]):
+        A, weights = instance.A, scale * np.array(unit)
+        system = instance.P + 1e-3 * np.eye(N) + A.T @ (weights[:, None] * A)
+        expected = np.linalg.solve(system, np.array(v)[lane])
+        np.testing.assert_allclose(got[lane], expected, rtol=1e-9, atol=1e-12)
+
+
+def test_only_the_lanes_named_are_factored_again() -> None:
+    program, unit = program_of([regular(0), regular(1), regular(2)]), admm.unit_weights(PRODUCT)
+    scale = wide([[0.1], [0.1], [0.1]])
+    before = splitting_factor.explicit(program, scale, unit, 1e-3)
+    moved = wide([[0.1], [7.0], [0.1]])
+    after = splitting_factor.refactored(before, program, moved, unit, 1e-3, [1])
+    expected = splitting_factor.explicit(program, moved, unit, 1e-3)
+    for lane in (0, 2):
+        np.testing.assert_array_equal(after.inverse[lane], before.inverse[lane])
+    np.testing.assert_allclose(after.inverse[1], expected.inverse[1], rtol=1e-12)

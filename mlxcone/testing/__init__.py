@@ -1,9 +1,10 @@
 r"""Property-based testing of conic solvers, in NumPy and hypothesis alone.
 
 Nothing here knows how a solver works. :mod:`mlxcone.testing.verifier` judges an answer by the
-optimality conditions or by the definition of a certificate, :mod:`mlxcone.testing.manufacture`
-makes random problems whose answer is known by construction, and
-:mod:`mlxcone.testing.strategies` lets hypothesis draw and shrink them:
+optimality conditions or by the definition of a certificate, with the cones of
+:mod:`mlxcone.testing.projections`; :mod:`mlxcone.testing.manufacture` makes random problems whose
+answer is known by construction, and :mod:`mlxcone.testing.strategies` lets hypothesis draw and
+shrink them:
 
 .. code-block:: python
 
@@ -27,14 +28,12 @@ with K given as a dictionary in the format of SCS.
 # `strategies` is left to be imported by name: it alone needs hypothesis.
 from mlxcone.testing import manufacture
 from mlxcone.testing.manufacture import Instance
+from mlxcone.testing.projections import cone_rows, project_cone, project_dual_cone
 from mlxcone.testing.verifier import (
     Verdict,
     assert_infeasible,
     assert_solved,
     assert_unbounded,
-    cone_rows,
-    project_cone,
-    project_dual_cone,
     verify_infeasible,
     verify_solution,
     verify_unbounded,

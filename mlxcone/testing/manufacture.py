@@ -1,7 +1,7 @@
 """Random cone programs whose answer is known by construction.
 
-Only projections are needed, so whatever mix of cones the verifier knows can be manufactured. The
-idea, for problems with a solution, is SCS's: any vector z splits into y = proj_K*(z) and
+Only projections are needed, so any mix of the cones in :mod:`mlxcone.testing.projections` will do.
+The idea, for problems with a solution, is SCS's: any vector z splits into y = proj_K*(z) and
 s = y - z, which lie in K* and K and are orthogonal (Moreau); then ``b = A x + s`` and
 ``q = -P x - A'y`` make (x, y, s) optimal for any A, x and positive semidefinite P.
 
@@ -19,18 +19,16 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import ArrayLike
 
-from mlxcone.testing.verifier import (
+from mlxcone.testing.projections import (
     Array,
     Block,
     ConeDict,
-    assert_infeasible,
-    assert_solved,
-    assert_unbounded,
     cone_blocks,
     cone_rows,
     project_cone,
     project_dual_cone,
 )
+from mlxcone.testing.verifier import assert_infeasible, assert_solved, assert_unbounded
 
 Expect = Literal["solved", "infeasible", "unbounded"]
 
