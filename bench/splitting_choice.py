@@ -8,10 +8,10 @@ Three iterations run on the same equilibrated data with the same row weights R, 
 x, over-relaxation, scale rule (off and on) and Anderson acceleration (off and on), in float32:
 
 - plain: Douglas-Rachford splitting of the optimality conditions as `mlxcone.admm.step` has it;
-- incremental: the same iteration, arranged to round less;
+- direct: the same iterates as papers write them, which round more;
 - embedding: the homogeneous embedding of SCS 3 (O'Donoghue, arXiv 2004.02177), in this file. In
-  float64 its iterates agree with SCS 3.3.1's to 1e-10 where both run with the same settings. It is
-  not incremental: --dtype float64 compares splittings where rounding plays no part.
+  float64 its iterates agree with SCS 3.3.1's to 1e-10 where both run with the same settings. It
+  rounds as the direct one does: --dtype float64 compares them where rounding plays no part.
 
 Measured, in original units:
 
@@ -124,8 +124,8 @@ class Plain:
         self.data, self.scale = data, scale
         with mx.stream(CPU):
             self.weights, self.factor = data.factor(scale)
-            arrays = (mx.array(v, dtype=mx.float64) for v in (data.knobs.rho_x, ALPHA))
-            narrow = [v.astype(data.knobs.dtype) for v in (self.factor, self.weights, *arrays)]
+            alpha = mx.array(ALPHA, dtype=mx.float64)
+            narrow = [v.astype(data.knobs.dtype) for v in (self.factor, self.weights, alpha)]
             self.op = admm.Operator(data.small, *cast(Any, narrow))
 
     def cold(self) -> mx.array:
@@ -154,24 +154,23 @@ class Plain:
         return now[0] - before[0], now[1] - before[1]
 
 
-class Incremental(Plain):
-    """The plain splitting, solved for the step: the same iterates with less rounding.
+class Direct(Plain):
+    """The plain splitting solved for x~ itself, as papers write it: same iterates, more rounding.
 
-        x~ = x - (P + rho_x I + A'R A)^-1 (P x + q + A'R (A x - b + 2 s - w)).
+        x~ = (P + rho_x I + A'R A)^-1 (rho_x x - q + A'R (b - 2 s + w)).
 
-    Near a solution the right-hand side is small, and so is what the factor and R amplify. The price
-    is two more products, P x and A x.
+    It saves two products, P x and A x, but the factor and R amplify the rounding of large terms.
     """
 
-    name = "incremental"
+    name = "direct"
 
     def step(self, flat: mx.array) -> mx.array:
         x, w = self._state(flat)
         program, s = self.data.small, self.data.cones.project(w)
-        off = program.A.times(x) - program.b
-        y = self.op.weights * (off + 2.0 * s - w)
-        d = self.op.factor.times(-program.P_times(x) - program.q - program.A.transpose_times(y))
-        return flat + ALPHA * mx.concatenate([d, -off - program.A.times(d) - s], axis=1)
+        rows = program.A.transpose_times(self.op.weights * (program.b - 2.0 * s + w))
+        x_new = self.op.factor.times(self.data.knobs.rho_x * x - program.q + rows)
+        s_new = program.b - program.A.times(x_new)
+        return flat + ALPHA * mx.concatenate([x_new - x, s_new - s], axis=1)
 
 
 class Embedding:
@@ -269,8 +268,8 @@ class Embedding:
         return now[0], now[1]
 
 
-Splitting = Plain | Incremental | Embedding
-KINDS: tuple[type[Splitting], ...] = (Plain, Incremental, Embedding)
+Splitting = Plain | Direct | Embedding
+KINDS: tuple[type[Splitting], ...] = (Plain, Direct, Embedding)
 
 
 # --- the loop, the same for all ----------------------------------------------------------------

@@ -4,8 +4,11 @@ Douglas-Rachford splitting of the optimality conditions (Stellato et al. 2020, O
 al. 2021, COSMO; O'Donoghue 2021, SCS 3, without the homogenizing variable). The state is (x, w),
 w = s - y / rho, so that s = Pi_K(w) and y = rho (s - w) are complementary by construction:
 
-    x~ = (P + rho_x I + A'R A)^-1 (rho_x x - q + A'R (b - 2 s + w)),      s~ = b - A x~,
+    x~ = x - (P + rho_x I + A'R A)^-1 (P x + q + A'R (A x - b + 2 s - w)),      s~ = b - A x~,
     x <- x + alpha (x~ - x),      w <- w + alpha (s~ - s),      R = diag(rho).
+
+Solving for the step x~ - x, not for x~, keeps float32's rounding relative to the step: large terms
+of the right-hand side cancel before they are multiplied (bench/splitting_choice.py).
 """
 
 from __future__ import annotations
@@ -34,12 +37,11 @@ class State(NamedTuple):
 
 
 class Operator(NamedTuple):
-    """What one step needs: program, (P + rho_x I + A'R A)^-1, R (B, m), rho_x and alpha."""
+    """What one step needs: program, (P + rho_x I + A'R A)^-1, R (B, m) and alpha."""
 
     program: Program
     factor: Factor
     weights: mx.array
-    rho_x: mx.array
     alpha: mx.array
 
     def take(self, chosen: mx.array, program: Program) -> Operator:
@@ -64,12 +66,14 @@ def row_weights(scale: mx.array, cones: Product) -> mx.array:
 
 def step(cones: Product, op: Operator, state: State) -> State:
     """One iteration."""
+    program = op.program
     s = cones.project(state.w)
-    reflected = op.weights * (op.program.b - 2.0 * s + state.w)
-    rhs = op.rho_x * state.x - op.program.q + op.program.A.transpose_times(reflected)
-    x_new = op.factor.times(rhs)
-    s_new = op.program.b - op.program.A.times(x_new)
-    return State(state.x + op.alpha * (x_new - state.x), state.w + op.alpha * (s_new - s))
+    slack = program.b - program.A.times(state.x)
+    reflected = op.weights * (2.0 * s - state.w - slack)
+    gradient = program.P_times(state.x) + program.q + program.A.transpose_times(reflected)
+    dx = -op.factor.times(gradient)
+    s_new = slack - program.A.times(dx)
+    return State(state.x + op.alpha * dx, state.w + op.alpha * (s_new - s))
 
 
 def split(cones: Product, weights: mx.array, state: State) -> tuple[mx.array, mx.array, mx.array]:

@@ -225,7 +225,6 @@ class Loop:
             program,
             factor.astype(self.dtype),
             (scale * self.unit).astype(self.dtype),
-            mx.array(self.settings.rho_x, dtype=self.dtype),
             mx.array(self.settings.alpha, dtype=self.dtype),
         )
 

@@ -8,7 +8,7 @@ import mlx.core as mx
 
 
 def row_times(x: mx.array, matrix: mx.array) -> mx.array:
-    """X' M per lane: ``x`` (B, k), ``matrix`` (k, l) shared or (B, k, l)."""
+    """Product x' M per lane: ``x`` (B, k), ``matrix`` (k, l) shared or (B, k, l)."""
     if matrix.ndim == 2:
         return x @ matrix
     return (x[:, None, :] @ matrix)[:, 0, :]
