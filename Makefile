@@ -6,7 +6,7 @@
 #   make test PYTEST_ARGS="-k cone" pass options to pytest
 
 PYTHON ?= python3
-PYTEST_ARGS ?=
+PYTEST_ARGS ?= --numprocesses=auto
 DEMO_ARGS ?=
 
 # Plain mlx is complete on macOS; on Linux the backend is a package of its own.
@@ -60,6 +60,10 @@ format: $(VENV)/.installed-lint
 
 bench: $(VENV)/.installed-demo
 	@$(PY) bench/accuracy.py
+	@$(PY) bench/accuracy.py --dtype float64
+	@$(PY) bench/transforms.py
+	@$(PY) bench/random_programs.py
+	@$(PY) bench/large_layer.py
 
 clean:
 	rm -rf .venv .venv-* build dist examples/output bench/output
