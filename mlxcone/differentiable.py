@@ -15,12 +15,12 @@ from typing import Any
 
 import mlx.core as mx
 
-from mlxcone import derivative, problem
+from mlxcone import derivative, ladder, problem, unrolled
 from mlxcone._linalg import on_cpu, poison
 from mlxcone.cones.product import Cones, Product
 from mlxcone.derivative import Anchor
 from mlxcone.equilibrate import Scaling
-from mlxcone.ladder import Outcome, Setup, prepare, run
+from mlxcone.ladder import Outcome, Setup
 from mlxcone.operators import Rectangular
 from mlxcone.problem import Program, reorder
 from mlxcone.settings import Settings
@@ -109,7 +109,7 @@ class Cache:
         """The setup, made on first use."""
         key = program.A.matrix.shape, None if program.P is None else program.P.shape
         if key not in self._setups:
-            self._setups[key] = prepare(program, product, settings)
+            self._setups[key] = ladder.prepare(program, product, settings)
         return self._setups[key]
 
 
@@ -121,7 +121,9 @@ def _custom(
 
     def forward(*arguments: mx.array) -> tuple[mx.array, ...]:
         try:
-            detached = tuple(_detached(a) for a in arguments)
+            # A solve of fixed length is a graph like any other.
+            cut = mx.stop_gradient if settings.fixed_iters else _detached
+            detached = tuple(cut(a) for a in arguments)
         except (RuntimeError, ValueError) as error:
             if "transform" not in str(error):
                 raise
@@ -130,7 +132,8 @@ def _custom(
         program = _program(detached, has_P)
         setup = None if cache is None else cache.get(program, product, settings)
         rounding = mx.finfo(arguments[1].dtype).eps
-        outcome = run(
+        climb = unrolled.run if settings.fixed_iters else ladder.run
+        outcome = climb(
             program,
             product,
             settings,
@@ -266,8 +269,8 @@ def solve(
 
     Operator splitting in float32 (O'Donoghue 2021, arXiv 2004.02177; Stellato et al. 2020), then
     semismooth Newton in float64; derivatives by the implicit function theorem (arXiv 1904.09043).
-    Works under ``mx.grad``, ``value_and_grad``, ``vjp``, ``jvp``, ``vmap`` and ``checkpoint``;
-    under ``mx.compile`` evaluation raises.
+    Works under ``mx.grad``, ``value_and_grad``, ``vjp``, ``jvp``, ``vmap`` and ``checkpoint``, and
+    with ``fixed_iters`` under ``mx.compile``; without it, evaluating what was compiled raises.
 
     Args:
         P: None, ``(n, n)`` or ``(B, n, n)``; positive semidefinite, its symmetric part is used.

@@ -13,7 +13,7 @@ from mlxcone.certificates import Certificate
 from mlxcone.cones.product import Product
 from mlxcone.equilibrate import Scaling
 from mlxcone.loop import Loop, Splitting
-from mlxcone.problem import Program
+from mlxcone.problem import Program, not_finite, without
 from mlxcone.refine import Refinement
 from mlxcone.report import Table
 from mlxcone.settings import Settings
@@ -23,7 +23,6 @@ from mlxcone.status import Status
 _FIRST_BUDGET = 400  # float32 iterations before refinement takes over whatever is left
 _FIRST_STEPS = 3  # Newton steps of the first try
 _TIGHTER = 0.05  # each further try begins at a residual smaller by this
-_INACCURATE = 1e-6  # tolerance at which a lane still counts as solved, inaccurately
 _CERTIFICATE_ITERS = 60
 _HOPELESS = 1e4  # a warm start with residuals this much larger than zero's is none
 
@@ -46,29 +45,6 @@ class Outcome(NamedTuple):
     gap: mx.array
     scaling: Scaling
     inverse: mx.array
-
-
-def _not_finite(program: Program) -> mx.array:
-    """Lanes whose data hold NaN or infinity, (B,)."""
-    bad = mx.zeros((program.lanes,), dtype=mx.bool_)
-    for array in (program.P, program.q, program.A.matrix, program.b):
-        if array is None or array.size == 0:
-            continue
-        batched = array.ndim == (2 if array is program.q or array is program.b else 3)
-        axes = tuple(range(1 if batched else 0, array.ndim))
-        bad = bad | mx.logical_not(mx.all(mx.isfinite(array), axis=axes))
-    return bad
-
-
-def _without(program: Program, bad: mx.array) -> Program:
-    """The program with zeros in place of what is not finite."""
-
-    def clean(array: mx.array) -> mx.array:
-        return mx.where(mx.isfinite(array), array, 0.0)
-
-    P = None if program.P is None else clean(program.P)
-    A = type(program.A)(*(clean(a) for a in program.A))
-    return Program(P, clean(program.q), A, clean(program.b))
 
 
 class Setup(NamedTuple):
@@ -104,8 +80,8 @@ class Ladder:
         self.cones, self.settings, self.table = cones, settings, Table(settings.verbose)
         limit = settings.time_limit_secs
         self.deadline = time.monotonic() + limit if limit else float("inf")
-        bad = _not_finite(program)
-        self.original = _without(program, bad)
+        bad = not_finite(program)
+        self.original = without(program, bad)
         self.setup = setup or prepare(self.original, cones, settings)
         self.scaling, self.program = equilibrate.normalize(
             self.setup.matrices, self.original, settings.normalize
@@ -259,8 +235,7 @@ class Ladder:
         )
 
     def _conclude(self, refinement: Refinement) -> None:
-        eps = max(self.settings.eps_abs, self.settings.eps_rel)
-        self._settle(refinement, max(_INACCURATE, 10.0 * eps), Status.SOLVED_INACCURATE)
+        self._settle(refinement, self.settings.loose, Status.SOLVED_INACCURATE)
         late = time.monotonic() > self.deadline
         for lane in self.open_lanes():
             self.status[lane] = Status.INTERRUPTED if late else Status.INDETERMINATE

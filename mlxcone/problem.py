@@ -147,3 +147,26 @@ def validate(P: Any, q: Any, A: Any, b: Any, rows: int) -> Arguments:
 def reorder(array: mx.array, order: Sequence[int] | None, axis: int) -> mx.array:
     """Reorder rows; None leaves them."""
     return array if order is None else mx.take(array, mx.array(list(order)), axis=axis)
+
+
+def not_finite(program: Program) -> mx.array:
+    """Lanes whose data hold NaN or infinity, (B,)."""
+    bad = mx.zeros((program.lanes,), dtype=mx.bool_)
+    for array in (program.P, program.q, program.A.matrix, program.b):
+        if array is None or array.size == 0:
+            continue
+        batched = array.ndim == (2 if array is program.q or array is program.b else 3)
+        axes = tuple(range(1 if batched else 0, array.ndim))
+        bad = bad | mx.logical_not(mx.all(mx.isfinite(array), axis=axes))
+    return bad
+
+
+def without(program: Program, bad: mx.array) -> Program:
+    """The program with zeros in place of what is not finite."""
+
+    def clean(array: mx.array) -> mx.array:
+        return mx.where(mx.isfinite(array), array, 0.0)
+
+    P = None if program.P is None else clean(program.P)
+    A = type(program.A)(*(clean(a) for a in program.A))
+    return Program(P, clean(program.q), A, clean(program.b))

@@ -18,6 +18,23 @@ _STALL = 3  # Newton steps without halving the violation before a lane gives up
 _STALE = 1e-7
 
 
+def factor_at(program: Program, cones: Product, z: mx.array) -> tuple[Any, mx.array]:
+    """D at z, and H^-1 there, (B, n, n); zero in lanes where H could not be factored."""
+    atoms = cones.derivative(z)
+    inverse, ok = kkt.reduced_inverse(program, cones, atoms)
+    return atoms, mx.where(ok[:, None, None], inverse, 0.0)
+
+
+def newton_step(
+    program: Program, cones: Product, x: mx.array, z: mx.array
+) -> tuple[mx.array, mx.array, Any, mx.array]:
+    """One full Newton step on F(x, z) = 0: the new x and z, D at the old z, and H^-1 there."""
+    atoms, inverse = factor_at(program, cones, z)
+    system = kkt.Jacobian(program, cones, atoms, inverse, sweeps=1)
+    dx, dz = system.solve(*residual_map.evaluate(program, cones, x, z))
+    return x - dx, z - dz, atoms, inverse
+
+
 class Refinement:
     """Lanes under refinement: the best (x, z) of each, its violation, and the last factor.
 
@@ -92,17 +109,14 @@ class Refinement:
         )
         return better
 
-    def _factor(self, chosen: mx.array, program: Program, z: mx.array) -> tuple[Any, mx.array]:
-        atoms = self.cones.derivative(z)
-        inverse, ok = kkt.reduced_inverse(program, self.cones, atoms)
-        inverse = mx.where(ok[:, None, None], inverse, mx.zeros_like(inverse))
+    def _remember(self, chosen: mx.array, atoms: Any, inverse: mx.array) -> None:
+        """Keep a factor beside where it was made."""
         self.inverse = lanes.put(self.inverse, chosen, inverse)
         at = self.cones.signature(atoms)
         self.factored_at = lanes.put(self.factored_at, chosen, at)
         self.factorizations = lanes.put(
             self.factorizations, chosen, self.factorizations[chosen] + 1
         )
-        return atoms, inverse
 
     def newton(self, which: list[int], steps: int) -> None:
         """Full Newton steps on some lanes; each stops when it is solved or stalls."""
@@ -114,10 +128,8 @@ class Refinement:
         x, z = self.x[chosen], self.z[chosen]
         reference, idle = self.violation[chosen], mx.zeros((chosen.shape[0],), dtype=mx.int32)
         for _ in range(steps):
-            atoms, inverse = self._factor(chosen, program, z)
-            system = kkt.Jacobian(program, self.cones, atoms, inverse, sweeps=1)
-            dx, dz = system.solve(*residual_map.evaluate(program, self.cones, x, z))
-            x, z = x - dx, z - dz
+            x, z, atoms, inverse = newton_step(program, self.cones, x, z)
+            self._remember(chosen, atoms, inverse)
             violation = self._judge(chosen, x, self.cones.project_dual(z), z)
             self._keep(chosen, x, z, violation)
             progress = violation < 0.5 * reference
@@ -179,7 +191,8 @@ class Refinement:
         stale = lanes.where_true(mx.logical_not(same) & mx.isfinite(self.violation))
         if stale:
             chosen = lanes.bucket(stale, self.program.lanes)
-            self._factor(chosen, self.program.take(chosen), self.z[chosen])
+            local = self.program.take(chosen)
+            self._remember(chosen, *factor_at(local, self.cones, self.z[chosen]))
 
     def _same(self, signature: mx.array, atoms: Any) -> mx.array:
         """Whether D is where the signature says, (B,); False for NaN."""

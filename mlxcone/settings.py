@@ -39,6 +39,11 @@ class Settings:
         newton_iters (int): Newton steps tried on a lane before proximal multipliers.
         multiplier_iters (int): factorizations the method of multipliers may spend on a lane.
 
+    Fixed length:
+        fixed_iters (int): 0, or the number of splitting iterations every lane makes, followed by
+            ``newton_iters`` Newton steps. The solve is then one graph, which `mx.compile` can have;
+            it gives no certificates, and a lane that is not there in time is INDETERMINATE.
+
     Outcome:
         on_failure (str): "return" reports failed lanes in ``info.status`` only; "raise" raises
             `SolverError` naming them; "nan" fills their x, y and s with NaN.
@@ -62,6 +67,7 @@ class Settings:
     handover: float = 1e-2
     newton_iters: int = 8
     multiplier_iters: int = 150
+    fixed_iters: int = 0
     on_failure: str = "return"
     verbose: bool = False
 
@@ -70,16 +76,32 @@ class Settings:
         for name in positive:
             if not getattr(self, name) > 0:
                 raise ValueError(f"settings: {name} must be positive, got {getattr(self, name)}")
-        counts = ("max_iters", "acceleration_lookback", "newton_iters", "multiplier_iters")
+        counts = (
+            "max_iters",
+            "fixed_iters",
+            "acceleration_lookback",
+            "newton_iters",
+            "multiplier_iters",
+        )
         for name in (*counts, "eps_abs", "eps_rel", "time_limit_secs", "handover"):
             if not getattr(self, name) >= 0:
                 raise ValueError(f"settings: {name} must not be negative")
+        if self.fixed_iters and self.on_failure == "raise":
+            raise ValueError(
+                "settings: on_failure='raise' has to look at the answer, which fixed_iters rules "
+                "out; pass on_failure='nan' or 'return'"
+            )
         if not 0 < self.alpha < 2:
             raise ValueError(f"settings: alpha must lie in (0, 2), got {self.alpha}")
         if self.on_failure not in ("return", "raise", "nan"):
             raise ValueError(
                 f"settings: on_failure must be 'return', 'raise' or 'nan', got {self.on_failure!r}"
             )
+
+    @property
+    def loose(self) -> float:
+        """Tolerance at which a lane still counts as solved, inaccurately."""
+        return max(1e-6, 10.0 * self.eps_abs, 10.0 * self.eps_rel)
 
     def override(self, overrides: Mapping[str, Any]) -> Settings:
         """These settings with some replaced; "eps" sets both eps_abs and eps_rel.

@@ -46,6 +46,7 @@ LEVELS: dict[str, tuple[int, int]] = {
     "mlxcone.refine": (3, 1),
     "mlxcone.loop": (4, 0),
     "mlxcone.ladder": (4, 1),
+    "mlxcone.unrolled": (4, 2),
     "mlxcone.differentiable": (5, 0),
 }
 
