@@ -1,5 +1,7 @@
 """mlxcone: a batched, differentiable cone solver written in `mlx.core` operations."""
 
+from typing import TYPE_CHECKING
+
 from mlxcone._version import __version__
 from mlxcone.cones.product import Cones
 from mlxcone.differentiable import Solver, solve
@@ -8,7 +10,11 @@ from mlxcone.settings import Settings
 from mlxcone.solution import Info, Solution
 from mlxcone.status import SolverError, Status
 
+if TYPE_CHECKING:
+    from mlxcone.cvxpy_interface import MLXCONE
+
 __all__ = [
+    "MLXCONE",
     "Cones",
     "Info",
     "Settings",
@@ -20,3 +26,12 @@ __all__ = [
     "as_array",
     "solve",
 ]
+
+
+def __getattr__(name: str) -> object:
+    # CVXPY takes a second to import, and only this name needs it.
+    if name == "MLXCONE":
+        from mlxcone.cvxpy_interface import MLXCONE
+
+        return MLXCONE
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

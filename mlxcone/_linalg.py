@@ -52,6 +52,20 @@ def spd_inverse(matrix: mx.array) -> tuple[mx.array, mx.array]:
 
 
 @on_cpu
+def symmetric_eigen(matrix: mx.array) -> tuple[mx.array, mx.array]:
+    """Eigenvalues (..., n), ascending, and eigenvectors as columns, (..., n, n).
+
+    Args:
+        matrix (mx.array): symmetric, (..., n, n); NaN where it is not finite.
+    """
+    finite = mx.all(mx.isfinite(matrix), axis=(-1, -2))
+    # One NaN would make LAPACK raise for the whole batch.
+    safe = mx.where(finite[..., None, None], matrix, 0.0)
+    values, vectors = mx.linalg.eigh(safe, stream=mx.cpu)
+    return mx.where(finite[..., None], values, mx.nan), vectors
+
+
+@on_cpu
 def spd_pencil(base: mx.array, matrix: mx.array) -> tuple[mx.array, mx.array]:
     """V (n, n) and l (n,) with V'base V = I and V'matrix V = diag(l).
 

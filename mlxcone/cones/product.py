@@ -4,18 +4,32 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sized
 from dataclasses import dataclass, fields
+from numbers import Real
 from operator import index
 from typing import Any
 
 import mlx.core as mx
 
 from mlxcone.cones.base import Cone, Spectral
+from mlxcone.cones.box import Box
+from mlxcone.cones.exponential import Exponential
 from mlxcone.cones.nonneg import NonNeg
+from mlxcone.cones.power import Power
 from mlxcone.cones.second_order import SecondOrder
+from mlxcone.cones.semidefinite import Semidefinite
 from mlxcone.cones.zero import Zero
 
-_SCS_KEYS = {"z": "zero", "f": "zero", "l": "nonneg", "q": "soc"}
-_NOT_YET = ("bu", "bl", "s", "ep", "ed", "p", "cs")
+_SCS_KEYS = {
+    "z": "zero",
+    "f": "zero",
+    "l": "nonneg",
+    "q": "soc",
+    "s": "psd",
+    "ep": "exp",
+    "ed": "exp_dual",
+    "p": "power",
+}
+_NOT_SUPPORTED = ("cs",)
 
 
 def _size(name: str, value: Any) -> int:
@@ -30,12 +44,43 @@ def _size(name: str, value: Any) -> int:
     return size
 
 
-def _sizes(name: str, value: Any) -> tuple[int, ...]:
-    """A list of sizes, or one of them; a bare zero means none, as it does to SCS."""
+def _listed(value: Any) -> list[Any]:
+    """A list, or one of its entries; None and a bare zero mean none, as they do to SCS."""
+    if value is None:
+        return []
     if isinstance(value, Iterable) and not isinstance(value, str):
-        return tuple(_size(name, v) for v in value)
-    size = _size(name, value)
-    return (size,) if size else ()
+        return list(value)
+    return [] if isinstance(value, Real) and value == 0 else [value]
+
+
+def _sizes(name: str, value: Any) -> tuple[int, ...]:
+    return tuple(_size(name, v) for v in _listed(value))
+
+
+def _exponent(value: Any) -> float:
+    try:
+        alpha = float(value)
+    except (TypeError, ValueError):
+        alpha = 0.0
+    if not 0 < abs(alpha) < 1:
+        raise ValueError(f"cones: 'power' must lie in (0, 1) or (-1, 0), got {value!r}")
+    return alpha
+
+
+def _bounds(value: Any) -> tuple[tuple[float, ...], tuple[float, ...]] | None:
+    if value is None:
+        return None
+    try:
+        lower, upper = (tuple(float(v) for v in _listed(bound)) for bound in value)
+    except (TypeError, ValueError):
+        raise ValueError(
+            "cones: 'box' must be a pair of lists of bounds, lower and upper"
+        ) from None
+    if len(lower) != len(upper):
+        raise ValueError(f"cones: 'box' has {len(lower)} lower and {len(upper)} upper bounds")
+    if not all(low <= high for low, high in zip(lower, upper, strict=True)):  # False for NaN
+        raise ValueError("cones: 'box' has a lower bound that is not at most its upper bound")
+    return (lower, upper) if lower else None
 
 
 @dataclass(frozen=True)
@@ -45,32 +90,50 @@ class Cones:
     Args:
         zero (int): rows with s = 0 (equalities).
         nonneg (int): rows with s >= 0.
+        box (tuple): None, or lower and upper bounds l, u of a box cone {(t, r): t l <= r <= t u,
+            t >= 0}; it has one row more than bounds.
         soc (tuple[int, ...]): dimensions of second-order cones {(t, u): ||u|| <= t}.
+        psd (tuple[int, ...]): orders k of semidefinite cones; k (k + 1) / 2 rows hold the lower
+            triangle, column by column, with what is off the diagonal times sqrt 2.
+        exp (int): number of exponential cones, closure of {(x, y, z): y e^(x/y) <= z, y > 0}.
+        exp_dual (int): number of their duals.
+        power (tuple[float, ...]): exponents a of power cones {(x, y, z): x^a y^(1-a) >= |z|,
+            x, y >= 0}; -a stands for the dual of that cone.
 
     Raises:
-        ValueError: a size is negative or not an integer.
+        ValueError: a size is negative or not an integer, an exponent or a bound is out of range.
     """
 
     zero: int = 0
     nonneg: int = 0
+    box: tuple[tuple[float, ...], tuple[float, ...]] | None = None
     soc: tuple[int, ...] = ()
+    psd: tuple[int, ...] = ()
+    exp: int = 0
+    exp_dual: int = 0
+    power: tuple[float, ...] = ()
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "zero", _size("zero", self.zero))
-        object.__setattr__(self, "nonneg", _size("nonneg", self.nonneg))
-        soc = _sizes("soc", self.soc)
-        if 0 in soc:
-            raise ValueError("cones: a second-order cone has at least one row, got 0")
-        object.__setattr__(self, "soc", soc)
+        for name in ("zero", "nonneg", "exp", "exp_dual"):
+            object.__setattr__(self, name, _size(name, getattr(self, name)))
+        for name, kind in (("soc", "second-order"), ("psd", "semidefinite")):
+            sizes = _sizes(name, getattr(self, name))
+            if 0 in sizes:
+                raise ValueError(f"cones: a {kind} cone has at least one row, got 0")
+            object.__setattr__(self, name, sizes)
+        object.__setattr__(self, "box", _bounds(self.box))
+        object.__setattr__(self, "power", tuple(_exponent(a) for a in _listed(self.power)))
 
     @property
     def rows(self) -> int:
         """Number of rows of A."""
-        return self.zero + self.nonneg + sum(self.soc)
+        return sum(count for _, count in _layout(self))
 
     @classmethod
     def of(cls, cones: Cones | Mapping[str, Any]) -> Cones:
-        """Accept a `Cones`, an SCS dict ({"z", "l", "q"}) or a dict of this class's names.
+        """Accept a `Cones`, an SCS dict or a dict of this class's names.
+
+        SCS's keys are "z", "l", "bl" with "bu", "q", "s", "ep", "ed", "p".
 
         Raises:
             ValueError: a key is unknown, or names a cone that is not supported.
@@ -81,81 +144,126 @@ class Cones:
             raise ValueError(f"cones: expected Cones or a dict, got {type(cones).__name__}")
         names = {f.name for f in fields(cls)}
         sizes: dict[str, Any] = {}
+        bounds: dict[str, Any] = {}
         for key, value in cones.items():
             name = _SCS_KEYS.get(key, key)
             if value is None:
                 continue
             if name in sizes:
                 raise ValueError(f"cones: '{name}' is given twice")
-            if name in names:
+            if key in ("bl", "bu"):
+                bounds |= {} if _is_empty(value) else {key: value}
+            elif name in names:
                 sizes[name] = value
-            elif key in _NOT_YET:
-                if _is_empty(value):
-                    continue
-                raise ValueError(f"cones: '{key}' is not supported; supported: z, l, q")
+            elif key in _NOT_SUPPORTED:
+                if not _is_empty(value):
+                    raise ValueError(f"cones: '{key}' is not supported; known: {_known()}")
             else:
-                raise ValueError(f"cones: unknown cone '{key}'; known: {sorted(_SCS_KEYS)}")
+                raise ValueError(f"cones: unknown cone '{key}'; known: {_known()}")
+        if bounds:
+            if "box" in sizes or len(bounds) != 2:
+                raise ValueError("cones: a box has 'bl' and 'bu', or 'box', and not both")
+            sizes["box"] = bounds["bl"], bounds["bu"]
         return cls(**sizes)
+
+
+def _known() -> list[str]:
+    return sorted([*_SCS_KEYS, "bl", "bu"])
 
 
 def _is_empty(value: Any) -> bool:
     return len(value) == 0 if isinstance(value, Sized) else value == 0
 
 
+def _layout(cones: Cones) -> list[tuple[Any, int]]:
+    """The cones one by one in the user's order: what they are, and their rows.
+
+    Equal ones compare equal and go into one group; the order of the groups is that of `_RANK`.
+    """
+    box = [] if cones.box is None else [(("box", cones.box), 1 + len(cones.box[0]))]
+    return [
+        (("zero",), cones.zero),
+        (("nonneg",), cones.nonneg),
+        *box,
+        *((("soc", d) if d > 1 else ("nonneg",), d) for d in cones.soc),
+        *((("psd", k) if k > 1 else ("nonneg",), k * (k + 1) // 2) for k in cones.psd),
+        (("exp",), 3 * cones.exp),
+        (("exp dual",), 3 * cones.exp_dual),
+        (("power",), 3 * len(cones.power)),
+    ]
+
+
+_RANK = ("zero", "nonneg", "box", "soc", "psd", "exp", "exp dual", "power")
+
+
+def _group(cones: Cones, kind: tuple[Any, ...], rows: int) -> Cone:
+    """The group of all cones of one kind."""
+    match kind:
+        case ("zero",):
+            return Zero(rows)
+        case ("nonneg",):
+            return NonNeg(rows)
+        case ("box", (lower, upper)):
+            return Box(lower, upper)
+        case ("soc", dim):
+            return SecondOrder(rows // dim, dim)
+        case ("psd", order):
+            return Semidefinite(rows * 2 // (order * (order + 1)), order)
+        case ("exp",):
+            return Exponential(rows // 3, dual=False)
+        case ("exp dual",):
+            return Exponential(rows // 3, dual=True)
+        case _:
+            return Power(cones.power)
+
+
 class Product:
     """Groups of equal cones on consecutive rows.
 
-    Second-order cones are sorted by size (those of one row are inequalities), so that all of a
-    kind are projected in one call; ``order[i]`` is the user's row at internal row i, and
-    ``inverse`` undoes it (both None when nothing moves).
+    Cones of a kind are brought together (those of one row are inequalities), so that each kind is
+    projected in one call; ``order[i]`` is the user's row at internal row i, and ``inverse`` undoes
+    it (both None when nothing moves).
     """
 
     def __init__(self, cones: Cones) -> None:
         self.cones = cones
-        starts, row = [], cones.zero + cones.nonneg
-        for dim in cones.soc:
-            starts.append(row)
-            row += dim
-        singles = [start for start, dim in zip(starts, cones.soc, strict=True) if dim == 1]
-        self.groups: list[Cone] = []
-        if cones.zero:
-            self.groups.append(Zero(cones.zero))
-        if cones.nonneg or singles:
-            self.groups.append(NonNeg(cones.nonneg + len(singles)))
-        order = [*range(cones.zero + cones.nonneg), *singles]
-        for dim in sorted(set(cones.soc) - {1}):
-            mine = [s for s, d in zip(starts, cones.soc, strict=True) if d == dim]
-            self.groups.append(SecondOrder(len(mine), dim))
-            order += [row for start in mine for row in range(start, start + dim)]
+        places: dict[Any, list[int]] = {}
+        row = 0
+        for kind, count in _layout(cones):
+            if count:
+                places.setdefault(kind, []).extend(range(row, row + count))
+            row += count
+        kinds = sorted(places, key=lambda kind: (_RANK.index(kind[0]), kind[1:]))
+        order = [user for kind in kinds for user in places[kind]]
         self.order: list[int] | None = None
         self.inverse: list[int] | None = None
-        if order != list(range(cones.rows)):
+        if order != list(range(row)):
             self.order = order
             self.inverse = [0] * len(order)
             for internal, user in enumerate(order):
                 self.inverse[user] = internal
+        self._use([_group(cones, kind, len(places[kind])) for kind in kinds])
+
+    def _use(self, groups: list[Cone]) -> None:
+        self.groups = groups
         self._bounds = []
         row = 0
-        for group in self.groups:
+        for group in groups:
             self._bounds.append((row, row + group.rows))
             row += group.rows
-
-    @property
-    def rows(self) -> int:
-        """Number of rows of A."""
-        return self.cones.rows
+        self.rows = row
 
     @property
     def zero_rows(self) -> int:
         """Number of equality rows; they come first."""
-        return self.cones.zero
+        return sum(g.rows for g in self.groups if isinstance(g, Zero))
 
     def with_equalities(self, count: int) -> Product:
         """These groups, in their internal order, after ``count`` further equality rows."""
-        inequalities = sum(g.rows for g in self.groups if isinstance(g, NonNeg))
-        blocks = [g for g in self.groups if isinstance(g, SecondOrder)]
-        soc = tuple(g.dim for g in blocks for _ in range(g.count))
-        return Product(Cones(zero=self.zero_rows + count, nonneg=inequalities, soc=soc))
+        more = Product(Cones())
+        rest = [g for g in self.groups if not isinstance(g, Zero)]
+        more._use([Zero(self.zero_rows + count), *rest])
+        return more
 
     def _each(self, v: mx.array) -> list[mx.array]:
         return [v[:, lo:hi] for lo, hi in self._bounds]
