@@ -10,10 +10,7 @@ import mlx.core as mx
 import numpy as np
 import scipy.sparse as sp
 from cvxpy import error, settings
-from cvxpy.constraints.nonpos import NonNeg
-from cvxpy.constraints.second_order import SOC
-from cvxpy.constraints.zero import Zero
-from cvxpy.reductions.solvers.conic_solvers.conic_solver import ConicSolver
+from mlxcone import MLXCONE
 
 from cvxpylayers_mlx.affine import SparseMap
 from cvxpylayers_mlx.parameters import Pick
@@ -21,29 +18,6 @@ from cvxpylayers_mlx.parameters import Pick
 
 class NotDPPError(AssertionError, ValueError):
     """The problem is not DPP: both what the documentation promises and what callers catch."""
-
-
-class _Target(ConicSolver):
-    """What CVXPY should canonicalize for: quadratic objectives and the cones mlxcone has."""
-
-    MIP_CAPABLE = False
-    REQUIRES_CONSTR = False
-    SUPPORTED_CONSTRAINTS = [Zero, NonNeg, SOC]  # noqa: RUF012
-
-    def name(self) -> str:
-        return "MLXCONE"
-
-    def import_solver(self) -> None:
-        pass
-
-    def supports_quad_obj(self) -> bool:
-        return True
-
-    def cite(self, data: Any) -> str:
-        return ""
-
-    def solve_via_data(self, *args: Any, **kwargs: Any) -> Any:
-        raise NotImplementedError("canonicalization only")
 
 
 @dataclass(frozen=True)
@@ -183,12 +157,11 @@ def canonicalize(
     backend = None if canon_backend == "diffcp" else canon_backend
     try:
         data, chain, _ = problem.get_problem_data(
-            solver=_Target(), verbose=verbose, canon_backend=backend
+            solver=MLXCONE(), verbose=verbose, canon_backend=backend
         )
     except error.SolverError as refusal:
         raise NotImplementedError(
-            "the problem needs a cone that is not supported yet (supported: linear equalities and "
-            f"inequalities, second-order cones, quadratic objectives): {refusal}"
+            f"the problem needs more than continuous variables and convex cones: {refusal}"
         ) from refusal
     program, dims = data[settings.PARAM_PROB], data["dims"]
     if program.dir_cones or program.lower_bounds is not None or program.upper_bounds is not None:
@@ -209,7 +182,7 @@ def canonicalize(
     if program.P is not None and program.P.nnz:
         P = _data_map(program.P, np.arange(n * n), (n, n), spans)
     return Canonical(
-        cones={"z": dims.zero, "l": dims.nonneg, "q": list(dims.soc)},
+        cones=MLXCONE.cones_of(dims),
         P=P,
         q=_data_map(program.q, np.arange(n), (n,), spans),
         A=_data_map(-program.A, by_rows, (m, n), spans),

@@ -97,6 +97,7 @@ class MLXCONE(ConicSolver):
 
     MIP_CAPABLE = False
     REQUIRES_CONSTR = False
+    cones_of = staticmethod(cones_of)
     # What is not here (plain PSD, n-dimensional power cones, ...) CVXPY rewrites exactly.
     SUPPORTED_CONSTRAINTS = [Zero, NonNeg, SOC, SvecPSD, ExpCone, PowCone3D]  # noqa: RUF012
     EXP_CONE_ORDER = [0, 1, 2]  # noqa: RUF012

@@ -208,7 +208,7 @@ def _pull_back(
     anchor = _harmless(anchor, solved)
     bars = [mx.where(solved, c, 0.0) for c in bars]
     grads = derivative.adjoint(program, product, anchor, *bars)
-    poisoned = mx.where(touched & mx.logical_not(solved), mx.nan, 0.0)
+    poisoned = mx.where(mx.logical_and(touched, mx.logical_not(solved)), mx.nan, 0.0)
     q_bar, b_bar = grads.q + poisoned, grads.b + poisoned
     whole = poisoned[..., None]
     A_bar = grads.A + (mx.sum(whole) if grads.A.ndim == 2 else whole)
