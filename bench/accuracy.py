@@ -3,9 +3,9 @@
     python bench/accuracy.py --dtype float32
     python bench/accuracy.py --layer cvxpylayers.mlx --solver-args '{"eps": 1e-9}'
 
-Runs every problem of `tests/layer_problems.py` on one batch, at the layer's default settings unless
-`--solver-args` says otherwise. Two errors are taken for each element of the batch and the worst is
-printed:
+Runs every problem of `tests/layer_problems.py` and `tests/layer_problems_cones.py` on one batch, at
+the layer's default settings unless `--solver-args` says otherwise. Two errors are taken for each
+element of the batch and the worst is printed:
 
 - forward: with all variables concatenated, the largest error over the largest entry of the
   reference solution for the same numbers (float32 parameters are exact in float64);
@@ -36,14 +36,21 @@ import numpy as np
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT / "tests"))
 
-import layer_reference  # noqa: E402
-from layer_problems import (  # noqa: E402
+import layer_reference  # noqa: E402  # pyright: ignore[reportMissingImports]
+from layer_problems import (  # noqa: E402  # pyright: ignore[reportMissingImports]
     LAYER_PROBLEMS,
     LOOSE_PROBLEMS,
     LayerProblem,
     built,
     element,
+    reference_directional_derivative,
+    reference_gradient,
+    reference_values,
     sample_batch,
+)
+from layer_problems_cones import (  # noqa: E402  # pyright: ignore[reportMissingImports]
+    CONE_PROBLEMS,
+    GP_PROBLEMS,
 )
 
 Array = np.ndarray
@@ -122,7 +129,7 @@ def run_layer(task: Task, options: argparse.Namespace) -> tuple[list[Array], lis
     """Values, gradients, and the times of a second forward and forward-backward run."""
     layer_type = importlib.import_module(options.layer).CvxpyLayer
     problem, parameters, variables = task.problem.build()
-    layer = layer_type(problem, parameters=parameters, variables=variables)
+    layer = layer_type(problem, parameters=parameters, variables=variables, gp=task.problem.gp)
     dtype = getattr(mx, options.dtype)
     params, cotangents = to_mlx(task.params, dtype), to_mlx(task.cotangents, dtype)
 
@@ -167,7 +174,7 @@ def gradient_errors(task: Task, index: int, gradients: Sequence[Array]) -> tuple
     params, cotangents = element(task.params, index), element(task.cotangents, index)
     got = symmetrized(task, element(gradients, index))
     if not task.directions:
-        wanted = layer_reference.gradient(built(task.problem), params, cotangents)
+        wanted = reference_gradient(task.problem, params, cotangents)
         return relative_error(got, wanted.values), wanted.error
     return _directional_errors(task, params, cotangents, got)
 
@@ -179,7 +186,7 @@ def _directional_errors(
     slopes, wanted, worst = [], [], 0.0
     for direction in task.directions:
         moved = symmetrized(task, direction)
-        found = layer_reference.directional_derivative(built(task.problem), params, moved)
+        found = reference_directional_derivative(task.problem, params, moved)
         slopes.append(np.asarray(_inner(got, moved)))
         wanted.append(np.asarray(_inner(cotangents, found.values)))
         worst = max(worst, found.error)
@@ -201,7 +208,7 @@ def measure(problem: LayerProblem, options: argparse.Namespace) -> Row:
     forward = 0.0
     pairs = []
     for index in range(task.batch):
-        wanted = layer_reference.solve(built(problem), element(task.params, index))
+        wanted = reference_values(problem, element(task.params, index))
         forward = max(forward, relative_error(element(outputs, index), wanted))
         pairs.append(gradient_errors(task, index, gradients))
     gradient, reference = np.max(pairs, axis=0)
@@ -264,7 +271,8 @@ def parse_options(arguments: Sequence[str] | None = None) -> argparse.Namespace:
 
 def chosen_problems(names: Sequence[str] | None) -> list[LayerProblem]:
     """The whole table, or the named rows of it."""
-    table = {problem.name: problem for problem in (*LAYER_PROBLEMS, *LOOSE_PROBLEMS)}
+    lists = (LAYER_PROBLEMS, LOOSE_PROBLEMS, CONE_PROBLEMS, GP_PROBLEMS)
+    table = {problem.name: problem for problems in lists for problem in problems}
     unknown = sorted(set(names or ()) - set(table))
     if unknown:
         raise SystemExit(f"unknown problem {', '.join(unknown)}; known: {', '.join(table)}")

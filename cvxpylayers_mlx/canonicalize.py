@@ -10,10 +10,10 @@ import mlx.core as mx
 import numpy as np
 import scipy.sparse as sp
 from cvxpy import error, settings
-from mlxcone import MLXCONE
 
 from cvxpylayers_mlx.affine import SparseMap
 from cvxpylayers_mlx.parameters import Pick
+from mlxcone import MLXCONE
 
 
 class NotDPPError(AssertionError, ValueError):
@@ -35,10 +35,15 @@ class DataMap:
 
 @dataclass(frozen=True)
 class Recovery:
-    """Where the entries of a variable stand in x: index 0 means the constant 0, k means x[k-1]."""
+    """Where the entries of a variable stand in x, or those of a dual variable in y.
+
+    Index 0 means the constant 0, k means ``factor`` times entry k - 1 of the vector.
+    """
 
     index: mx.array
     shape: tuple[int, ...]
+    is_dual: bool = False
+    factor: mx.array | None = None
 
 
 @dataclass(frozen=True)
@@ -68,11 +73,7 @@ def _validate(problem: Any, parameters: Any, variables: Any) -> None:
     own = {v.id for v in problem.variables()}
     duals = {d.id for c in problem.constraints for d in c.dual_variables}
     for variable in variables:
-        if variable.id in duals:
-            raise NotImplementedError(
-                f"Variable {variable} is a constraint's dual variable; duals are not supported yet"
-            )
-        if variable.id not in own:
+        if variable.id not in own and variable.id not in duals:
             raise ValueError(
                 f"Variable {variable} must be a subset of problem.variables or a constraint dual "
                 "variable"
@@ -113,6 +114,49 @@ def _recovery(variable: Any, start: int) -> Recovery:
     places = np.zeros(variable.size, dtype=np.int32)
     places[mirror] = places[index] = start + 1 + np.arange(index.size)
     return Recovery(mx.array(places), tuple(variable.shape))
+
+
+def _duals(
+    problem: Any, variables: Any, chain: Any, inverse: Any, n: int, m: int
+) -> dict[int, Recovery]:
+    """For each dual variable among ``variables`` where it stands in y, by its id.
+
+    CVXPY's way back from y is linear, with one entry of y for each entry of a dual value. Two
+    vectors y show which and by what factor, and a third proves it.
+    """
+    wanted = {v.id for v in variables}
+    constraints = [c for c in problem.constraints if wanted & {d.id for d in c.dual_variables}]
+    places = np.arange(1.0, m + 1.0)
+    check = np.random.default_rng(0).standard_normal(m)
+    seen = [_dual_values(constraints, chain, inverse, n, y) for y in (np.ones(m), places, check)]
+    duals = {}
+    for identity in set(seen[0]) & wanted:
+        factor, located, image = (values[identity] for values in seen)
+        index = np.rint(located / np.where(factor == 0, 1.0, factor)).astype(np.int32)
+        index = np.where(factor == 0, 0, index)
+        if not np.allclose(factor * np.append(0.0, check)[index], image, rtol=1e-9, atol=1e-12):
+            raise NotImplementedError("CVXPY combines several entries of y in one dual value")
+        with mx.stream(mx.cpu):  # type: ignore[arg-type]
+            scale = mx.array(factor.ravel(), dtype=mx.float64)
+        duals[identity] = Recovery(mx.array(index.ravel()), factor.shape, True, scale)
+    return duals
+
+
+def _dual_values(
+    constraints: list[Any], chain: Any, inverse: Any, n: int, y: np.ndarray
+) -> dict[int, np.ndarray]:
+    """The dual variables of constraints, by id, at one y; leaves the constraints as they were."""
+    if not constraints:
+        return {}
+    reply = chain.invert(MLXCONE.answer(np.zeros(n), y), inverse)
+    values = {}
+    for constraint in constraints:
+        before = [d.value for d in constraint.dual_variables]
+        constraint.save_dual_value(reply.dual_vars[constraint.id])
+        for variable, old in zip(constraint.dual_variables, before, strict=True):
+            values[variable.id] = np.asarray(variable.value, dtype=np.float64)
+            variable.save_value(old)
+    return values
 
 
 def _data_map(tensor: Any, rows: np.ndarray, shape: tuple[int, ...], spans: list[slice]) -> DataMap:
@@ -156,7 +200,7 @@ def canonicalize(
     _validate(problem, parameters, variables)
     backend = None if canon_backend == "diffcp" else canon_backend
     try:
-        data, chain, _ = problem.get_problem_data(
+        data, chain, inverse = problem.get_problem_data(
             solver=MLXCONE(), verbose=verbose, canon_backend=backend
         )
     except error.SolverError as refusal:
@@ -177,7 +221,11 @@ def canonicalize(
     # CVXPY: A_c x + b_c in K, entries by columns, b_c as column n. Here A = -A_c, b = b_c.
     by_rows = np.arange(m * n).reshape(n, m).T.ravel()
     moved = chain.compose_var_id_map()
-    starts = [program.var_id_to_col[moved.get(v.id, [v.id])[0]] for v in variables]
+    duals = _duals(problem, variables, chain, inverse, n, m)
+    found = [
+        duals.get(v.id) or _recovery(v, program.var_id_to_col[moved.get(v.id, [v.id])[0]])
+        for v in variables
+    ]
     P = None
     if program.P is not None and program.P.nnz:
         P = _data_map(program.P, np.arange(n * n), (n, n), spans)
@@ -188,5 +236,5 @@ def canonicalize(
         A=_data_map(-program.A, by_rows, (m, n), spans),
         b=_data_map(program.A, n * m + np.arange(m), (m,), spans),
         picks=tuple(picks),
-        variables=tuple(_recovery(v, s) for v, s in zip(variables, starts, strict=True)),
+        variables=tuple(found),
     )

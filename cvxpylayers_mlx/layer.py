@@ -27,7 +27,8 @@ class CvxpyLayer:
     Args:
         problem (cvxpy.Problem): DPP; linear, quadratic or second-order cone.
         parameters (list): all parameters of the problem, in the order of the calls.
-        variables (list): the variables whose values a call returns.
+        variables (list): the variables whose values a call returns; dual variables of its
+            constraints (``constraint.dual_variables``) may be among them.
         solver: None or "MLXCONE".
         gp (bool): geometric programs are not supported yet.
         verbose (bool): print CVXPY's compilation and the solver's table.
@@ -88,10 +89,13 @@ class CvxpyLayer:
         form = self._canonical
         P, q, A, b = (self._data(part, checked) for part in (form.P, form.q, form.A, form.b))
         solution = mlxcone.solve(P, q, A, b, form.cones, settings=settings)
-        x = solution.x
+        x, y = solution.x, solution.y
         # Nothing batched reached the data of a batched call: every lane has the same answer.
-        x = x if x.ndim == 2 else x[None]
-        found = [recover.variable(x, v.index, v.shape) for v in form.variables]
+        x, y = (v if v.ndim == 2 else v[None] for v in (x, y))
+        found = [
+            recover.variable(y if v.is_dual else x, v.index, v.shape, v.factor)
+            for v in form.variables
+        ]
         if checked.batch is None:
             return tuple(v[0].astype(checked.dtype) for v in found)
         shape = checked.batch

@@ -28,7 +28,7 @@ from cvxpy.utilities.psd_utils import TriangleKind
 
 from mlxcone.differentiable import Solver
 from mlxcone.settings import Settings
-from mlxcone.solution import Solution
+from mlxcone.solution import Info, Solution
 from mlxcone.status import Status
 
 _STATUS = {
@@ -157,6 +157,16 @@ class MLXCONE(ConicSolver):
         if solver_cache is not None and solution.info.status.item() == Status.SOLVED:
             solver_cache[self.name()] = _Kept(A.shape, cones, solution)
         return _Answer(solution, setup_time=ready - began, solve_time=done - ready)
+
+    @staticmethod
+    def answer(x: np.ndarray, y: np.ndarray) -> _Answer:
+        """What a solve that ended at x and y would have returned, for `invert`."""
+        zero = mx.zeros((), dtype=mx.int32)
+        nothing = mx.array(0.0)
+        info = Info(zero + Status.SOLVED, zero, zero, *[nothing] * 4)
+        with mx.stream(mx.cpu):  # type: ignore[arg-type]
+            point = [mx.array(v, dtype=mx.float64) for v in (x, y, 0.0 * y)]
+        return _Answer(Solution(point[0], point[1], point[2], info), 0.0, 0.0)
 
     def invert(self, solution: _Answer, inverse_data: Any) -> Reply:
         """CVXPY's solution: variables, duals or a certificate of infeasibility, statistics."""

@@ -1,8 +1,9 @@
 """Parametrized convex problems on which layers are tested and measured.
 
 Every problem follows CVXPY's rules for parametrized programs and canonicalizes to a quadratic
-objective over zero, nonnegative and second-order cones. `sample_batch` only hands out parameter
-values at which the solution is unique and varies smoothly with every parameter entry.
+objective over zero, nonnegative and second-order cones; those with other cones are in
+`layer_problems_cones.py`. `sample_batch` only hands out parameter values at which the solution is
+unique and varies smoothly with every parameter entry.
 """
 
 from __future__ import annotations
@@ -14,7 +15,16 @@ from typing import Any
 
 import cvxpy as cp
 import numpy as np
-from layer_reference import ProblemTuple, ReferenceError, Regularity, regularity
+from layer_reference import (
+    Derivative,
+    ProblemTuple,
+    ReferenceError,
+    Regularity,
+    directional_derivative,
+    gradient,
+    regularity,
+    solve,
+)
 
 Array = np.ndarray
 Rng = np.random.Generator
@@ -39,20 +49,32 @@ class LayerProblem:
         build: Makes fresh CVXPY objects: the problem, its parameters, its variables.
         sample: Draws one float64 array per parameter.
         loose: Auxiliary variables of the canonical form need not be unique.
+        cones: Names in SCS's dictionary of the cones it needs beyond "z", "l" and "q".
+        direct: The variables' values by another method, in which neither CVXPY nor a cone occurs.
+        log_form: Of a geometric program: a convex problem, written by hand, in the logarithms of
+            the parameters and of the variables, whose order is that of `build`.
     """
 
     name: str
     build: Callable[[], ProblemTuple]
     sample: Callable[[Rng], list[Array]]
     loose: bool = False
+    cones: frozenset[str] = frozenset()
+    direct: Callable[[list[Array]], list[Array]] | None = None
+    log_form: Callable[[], ProblemTuple] | None = None
+
+    @property
+    def gp(self) -> bool:
+        """Whether the problem is a geometric program."""
+        return self.log_form is not None
 
 
-def _problem(objective: Any, constraints: Sequence[Any] = ()) -> cp.Problem:
+def make_problem(objective: Any, constraints: Sequence[Any] = ()) -> cp.Problem:
     """Make a problem; CVXPY's own annotations do not admit what `<=` and `==` may return."""
     return cp.Problem(objective, list(constraints))
 
 
-def _scalar(value: float | np.floating) -> Array:
+def scalar(value: float | np.floating) -> Array:
     return np.asarray(value, dtype=np.float64)
 
 
@@ -61,7 +83,7 @@ def _matrix(rng: Rng, rows: int, columns: int) -> Array:
     return rng.normal(size=(rows, columns)) / np.sqrt(rows)
 
 
-def _regression(rng: Rng, rows: int, columns: int, noise: float = 0.3) -> tuple[Array, Array]:
+def regression(rng: Rng, rows: int, columns: int, noise: float = 0.3) -> tuple[Array, Array]:
     """Features and noisy responses of a sparse linear model with standard normal features."""
     A = rng.normal(size=(rows, columns))
     truth = rng.normal(size=columns) * (rng.random(columns) < 0.6)
@@ -73,7 +95,7 @@ def _regression(rng: Rng, rows: int, columns: int, noise: float = 0.3) -> tuple[
 
 def _simplex_projection() -> ProblemTuple:
     x, p = cp.Variable(8), cp.Parameter(8)
-    problem = _problem(cp.Minimize(cp.sum_squares(x - p)), [cp.sum(x) == 1, x >= 0])
+    problem = make_problem(cp.Minimize(cp.sum_squares(x - p)), [cp.sum(x) == 1, x >= 0])
     return problem, [p], [x]
 
 
@@ -83,7 +105,7 @@ def _sample_simplex_projection(rng: Rng) -> list[Array]:
 
 def _box_projection() -> ProblemTuple:
     x, p, low, high = cp.Variable(10), cp.Parameter(10), cp.Parameter(10), cp.Parameter(10)
-    problem = _problem(cp.Minimize(cp.sum_squares(x - p)), [low <= x, x <= high])
+    problem = make_problem(cp.Minimize(cp.sum_squares(x - p)), [low <= x, x <= high])
     return problem, [p, low, high], [x]
 
 
@@ -94,40 +116,40 @@ def _sample_box_projection(rng: Rng) -> list[Array]:
 
 def _l1_ball_projection() -> ProblemTuple:
     x, p, radius = cp.Variable(8), cp.Parameter(8), cp.Parameter(nonneg=True)
-    problem = _problem(cp.Minimize(cp.sum_squares(x - p)), [cp.norm1(x) <= radius])
+    problem = make_problem(cp.Minimize(cp.sum_squares(x - p)), [cp.norm1(x) <= radius])
     return problem, [p, radius], [x]
 
 
 def _sample_l1_ball_projection(rng: Rng) -> list[Array]:
-    return [rng.normal(size=8), _scalar(rng.uniform(0.8, 2.0))]
+    return [rng.normal(size=8), scalar(rng.uniform(0.8, 2.0))]
 
 
 def _l2_ball_projection() -> ProblemTuple:
     x, p, radius = cp.Variable(6), cp.Parameter(6), cp.Parameter(nonneg=True)
-    problem = _problem(cp.Minimize(cp.sum_squares(x - p)), [cp.norm2(x) <= radius])
+    problem = make_problem(cp.Minimize(cp.sum_squares(x - p)), [cp.norm2(x) <= radius])
     return problem, [p, radius], [x]
 
 
 def _sample_l2_ball_projection(rng: Rng) -> list[Array]:
     # Outside the ball: inside it CVXPY's bound on the norm would not be unique.
     p = rng.normal(size=6)
-    return [p, _scalar(np.linalg.norm(p) * rng.uniform(0.3, 0.9))]
+    return [p, scalar(np.linalg.norm(p) * rng.uniform(0.3, 0.9))]
 
 
 def _soc_projection() -> ProblemTuple:
     x, t, p, s = cp.Variable(5), cp.Variable(), cp.Parameter(5), cp.Parameter()
     distance = cp.sum_squares(x - p) + cp.square(t - s)
-    return _problem(cp.Minimize(distance), [cp.SOC(t, x)]), [p, s], [x, t]
+    return make_problem(cp.Minimize(distance), [cp.SOC(t, x)]), [p, s], [x, t]
 
 
 def _sample_soc_projection(rng: Rng) -> list[Array]:
-    return [rng.normal(size=5), _scalar(rng.normal())]
+    return [rng.normal(size=5), scalar(rng.normal())]
 
 
 def _polyhedron_projection() -> ProblemTuple:
     x, p = cp.Variable(6), cp.Parameter(6)
     A, b = cp.Parameter((10, 6)), cp.Parameter(10)
-    return _problem(cp.Minimize(cp.sum_squares(x - p)), [A @ x <= b]), [p, A, b], [x]
+    return make_problem(cp.Minimize(cp.sum_squares(x - p)), [A @ x <= b]), [p, A, b], [x]
 
 
 def _sample_polyhedron_projection(rng: Rng) -> list[Array]:
@@ -137,7 +159,7 @@ def _sample_polyhedron_projection(rng: Rng) -> list[Array]:
 def _affine_projection() -> ProblemTuple:
     x, p = cp.Variable(8), cp.Parameter(8)
     A, b = cp.Parameter((4, 8)), cp.Parameter(4)
-    return _problem(cp.Minimize(cp.sum_squares(x - p)), [A @ x == b]), [p, A, b], [x]
+    return make_problem(cp.Minimize(cp.sum_squares(x - p)), [A @ x == b]), [p, A, b], [x]
 
 
 def _sample_affine_projection(rng: Rng) -> list[Array]:
@@ -150,7 +172,7 @@ def _sample_affine_projection(rng: Rng) -> list[Array]:
 def _sparsemax() -> ProblemTuple:
     x, scores = cp.Variable(7), cp.Parameter(7)
     objective = cp.Maximize(scores @ x - 0.5 * cp.sum_squares(x))
-    return _problem(objective, [cp.sum(x) == 1, x >= 0]), [scores], [x]
+    return make_problem(objective, [cp.sum(x) == 1, x >= 0]), [scores], [x]
 
 
 def _sample_sparsemax(rng: Rng) -> list[Array]:
@@ -160,11 +182,11 @@ def _sample_sparsemax(rng: Rng) -> list[Array]:
 def _soft_top_k() -> ProblemTuple:
     x, scores, k = cp.Variable(9), cp.Parameter(9), cp.Parameter(nonneg=True)
     objective = cp.Maximize(scores @ x - 0.4 * cp.sum_squares(x))
-    return _problem(objective, [cp.sum(x) == k, x >= 0, x <= 1]), [scores, k], [x]
+    return make_problem(objective, [cp.sum(x) == k, x >= 0, x <= 1]), [scores, k], [x]
 
 
 def _sample_soft_top_k(rng: Rng) -> list[Array]:
-    return [rng.normal(size=9), _scalar(rng.uniform(2.5, 4.5))]
+    return [rng.normal(size=9), scalar(rng.uniform(2.5, 4.5))]
 
 
 # --- quadratic and linear programs ---------------------------------------------------------
@@ -176,7 +198,7 @@ def _optnet_qp() -> ProblemTuple:
     A, b = cp.Parameter((2, 6)), cp.Parameter(2)
     G, h = cp.Parameter((6, 6)), cp.Parameter(6)
     objective = cp.Minimize(0.5 * cp.sum_squares(root @ x) + p @ x)
-    return _problem(objective, [A @ x == b, G @ x <= h]), [root, p, A, b, G, h], [x]
+    return make_problem(objective, [A @ x == b, G @ x <= h]), [root, p, A, b, G, h], [x]
 
 
 def _sample_optnet_qp(rng: Rng) -> list[Array]:
@@ -187,7 +209,7 @@ def _sample_optnet_qp(rng: Rng) -> list[Array]:
 
 def _nonnegative_least_squares() -> ProblemTuple:
     x, A, b = cp.Variable(2), cp.Parameter((3, 2)), cp.Parameter(3)
-    return _problem(cp.Minimize(cp.sum_squares(A @ x - b)), [x >= 0]), [A, b], [x]
+    return make_problem(cp.Minimize(cp.sum_squares(A @ x - b)), [x >= 0]), [A, b], [x]
 
 
 def _sample_nonnegative_least_squares(rng: Rng) -> list[Array]:
@@ -199,7 +221,7 @@ def _sample_nonnegative_least_squares(rng: Rng) -> list[Array]:
 def _vertex_lp() -> ProblemTuple:
     x, c = cp.Variable(6), cp.Parameter(6)
     A, b = cp.Parameter((5, 6), nonneg=True), cp.Parameter(5, nonneg=True)
-    return _problem(cp.Maximize(c @ x), [A @ x <= b, x >= 0]), [c, A, b], [x]
+    return make_problem(cp.Maximize(c @ x), [A @ x <= b, x >= 0]), [c, A, b], [x]
 
 
 def _sample_vertex_lp(rng: Rng) -> list[Array]:
@@ -209,7 +231,7 @@ def _sample_vertex_lp(rng: Rng) -> list[Array]:
 
 def _minimum_l1_norm() -> ProblemTuple:
     x, A, b = cp.Variable(7), cp.Parameter((3, 7)), cp.Parameter(3)
-    return _problem(cp.Minimize(cp.norm1(x)), [A @ x == b]), [A, b], [x]
+    return make_problem(cp.Minimize(cp.norm1(x)), [A @ x == b]), [A, b], [x]
 
 
 def _sample_minimum_l1_norm(rng: Rng) -> list[Array]:
@@ -218,17 +240,17 @@ def _sample_minimum_l1_norm(rng: Rng) -> list[Array]:
 
 def _chebyshev_fit() -> ProblemTuple:
     x, A, b = cp.Variable(3), cp.Parameter((8, 3)), cp.Parameter(8)
-    return _problem(cp.Minimize(cp.norm_inf(A @ x - b))), [A, b], [x]
+    return make_problem(cp.Minimize(cp.norm_inf(A @ x - b))), [A, b], [x]
 
 
 def _sample_chebyshev_fit(rng: Rng) -> list[Array]:
-    return list(_regression(rng, 8, 3, noise=0.5))
+    return list(regression(rng, 8, 3, noise=0.5))
 
 
 def _chebyshev_center() -> ProblemTuple:
     center, radius = cp.Variable(2), cp.Variable()
     A, norms, b = cp.Parameter((7, 2)), cp.Parameter(7, nonneg=True), cp.Parameter(7)
-    problem = _problem(cp.Maximize(radius), [A @ center + norms * radius <= b])
+    problem = make_problem(cp.Maximize(radius), [A @ center + norms * radius <= b])
     return problem, [A, norms, b], [center, radius]
 
 
@@ -245,7 +267,7 @@ def _quadratic_transport() -> ProblemTuple:
     # The last column sum follows from the others; with it the multipliers were not unique.
     sums = [cp.sum(plan, axis=1) == supply, cp.sum(plan[:, :3], axis=0) == demand[:3]]
     slack = [cp.sum(plan[:, 3]) <= demand[3], plan >= 0]
-    return _problem(cp.Minimize(objective), sums + slack), [cost, supply, demand], [plan]
+    return make_problem(cp.Minimize(objective), sums + slack), [cost, supply, demand], [plan]
 
 
 def _sample_quadratic_transport(rng: Rng) -> list[Array]:
@@ -266,7 +288,7 @@ def _min_cost_flow() -> ProblemTuple:
     objective = cp.Minimize(cost @ flow + 0.25 * cp.sum_squares(flow))
     # Node 5 takes whatever the others send; its balance is implied.
     constraints = [incidence[:5] @ flow == supply, flow >= 0, flow <= capacity]
-    return _problem(objective, constraints), [cost, capacity, supply], [flow]
+    return make_problem(objective, constraints), [cost, capacity, supply], [flow]
 
 
 def _sample_min_cost_flow(rng: Rng) -> list[Array]:
@@ -285,11 +307,11 @@ def _ridge() -> ProblemTuple:
         cp.Parameter(nonneg=True),
     )
     objective = cp.sum_squares(A @ x - b) + weight * cp.sum_squares(x)
-    return _problem(cp.Minimize(objective)), [A, b, weight], [x]
+    return make_problem(cp.Minimize(objective)), [A, b, weight], [x]
 
 
 def _sample_ridge(rng: Rng) -> list[Array]:
-    return [*_regression(rng, 10, 6), _scalar(rng.uniform(0.3, 2.0))]
+    return [*regression(rng, 10, 6), scalar(rng.uniform(0.3, 2.0))]
 
 
 def _lasso() -> ProblemTuple:
@@ -300,11 +322,11 @@ def _lasso() -> ProblemTuple:
         cp.Parameter(nonneg=True),
     )
     objective = cp.sum_squares(A @ x - b) + weight * cp.norm1(x)
-    return _problem(cp.Minimize(objective)), [A, b, weight], [x]
+    return make_problem(cp.Minimize(objective)), [A, b, weight], [x]
 
 
 def _sample_lasso(rng: Rng) -> list[Array]:
-    return [*_regression(rng, 10, 6), _scalar(rng.uniform(1.0, 4.0))]
+    return [*regression(rng, 10, 6), scalar(rng.uniform(1.0, 4.0))]
 
 
 def _elastic_net() -> ProblemTuple:
@@ -312,12 +334,12 @@ def _elastic_net() -> ProblemTuple:
     lasso, ridge = cp.Parameter(nonneg=True), cp.Parameter(nonneg=True)
     penalty = lasso * cp.norm1(x) + ridge * cp.sum_squares(x)
     objective = 0.5 * cp.sum_squares(A @ x - b) + penalty
-    return _problem(cp.Minimize(objective)), [A, b, lasso, ridge], [x]
+    return make_problem(cp.Minimize(objective)), [A, b, lasso, ridge], [x]
 
 
 def _sample_elastic_net(rng: Rng) -> list[Array]:
-    weights = _scalar(rng.uniform(0.3, 1.0)), _scalar(rng.uniform(0.3, 1.0))
-    return [*_regression(rng, 7, 8), *weights]
+    weights = scalar(rng.uniform(0.3, 1.0)), scalar(rng.uniform(0.3, 1.0))
+    return [*regression(rng, 7, 8), *weights]
 
 
 def _group_lasso() -> ProblemTuple:
@@ -329,14 +351,14 @@ def _group_lasso() -> ProblemTuple:
     )
     groups = cp.sum(cp.hstack([cp.norm2(x[3 * i : 3 * i + 3]) for i in range(3)]))
     objective = cp.sum_squares(A @ x - b) + weight * groups
-    return _problem(cp.Minimize(objective)), [A, b, weight], [x]
+    return make_problem(cp.Minimize(objective)), [A, b, weight], [x]
 
 
 def _sample_group_lasso(rng: Rng) -> list[Array]:
     A = rng.normal(size=(11, 9))
     # One group is far from zero and one is switched off as a rule.
     truth = rng.normal(size=9) * np.repeat([1.5, 0.5, 0.0], 3)
-    return [A, A @ truth + 0.3 * rng.normal(size=11), _scalar(rng.uniform(3.0, 6.0))]
+    return [A, A @ truth + 0.3 * rng.normal(size=11), scalar(rng.uniform(3.0, 6.0))]
 
 
 def _huber_regression() -> ProblemTuple:
@@ -347,13 +369,13 @@ def _huber_regression() -> ProblemTuple:
         cp.Parameter(nonneg=True),
     )
     objective = cp.sum(cp.huber(A @ x - b)) + weight * cp.sum_squares(x)
-    return _problem(cp.Minimize(objective)), [A, b, weight], [x]
+    return make_problem(cp.Minimize(objective)), [A, b, weight], [x]
 
 
 def _sample_huber_regression(rng: Rng) -> list[Array]:
-    A, b = _regression(rng, 10, 4, noise=0.4)
+    A, b = regression(rng, 10, 4, noise=0.4)
     b[rng.choice(10, 3, replace=False)] += rng.choice([-4.0, 4.0], 3)
-    return [A, b, _scalar(rng.uniform(0.1, 0.5))]
+    return [A, b, scalar(rng.uniform(0.1, 0.5))]
 
 
 def _robust_l1_regression() -> ProblemTuple:
@@ -364,12 +386,12 @@ def _robust_l1_regression() -> ProblemTuple:
         cp.Parameter(nonneg=True),
     )
     objective = cp.norm1(A @ x - b) + weight * cp.sum_squares(x)
-    return _problem(cp.Minimize(objective)), [A, b, weight], [x]
+    return make_problem(cp.Minimize(objective)), [A, b, weight], [x]
 
 
 def _sample_robust_l1_regression(rng: Rng) -> list[Array]:
-    A, b = _regression(rng, 9, 4, noise=0.4)
-    return [A, b, _scalar(rng.uniform(0.3, 1.0))]
+    A, b = regression(rng, 9, 4, noise=0.4)
+    return [A, b, scalar(rng.uniform(0.3, 1.0))]
 
 
 def _quantile_regression() -> ProblemTuple:
@@ -378,12 +400,12 @@ def _quantile_regression() -> ProblemTuple:
     # The sum of pos(r) + (level - 1) r is the pinball loss, affine in the level.
     loss = cp.sum(cp.pos(residual)) + (level - 1) * cp.sum(residual)
     objective = cp.Minimize(loss + 0.5 * cp.sum_squares(x))
-    problem = _problem(objective, [residual == b - A @ x])
+    problem = make_problem(objective, [residual == b - A @ x])
     return problem, [A, b, level], [x]
 
 
 def _sample_quantile_regression(rng: Rng) -> list[Array]:
-    return [*_regression(rng, 10, 4, noise=0.5), _scalar(rng.uniform(0.2, 0.8))]
+    return [*regression(rng, 10, 4, noise=0.5), scalar(rng.uniform(0.2, 0.8))]
 
 
 def _robust_least_squares() -> ProblemTuple:
@@ -395,18 +417,18 @@ def _robust_least_squares() -> ProblemTuple:
     )
     # Worst case of the residual norm over all perturbations of A of spectral norm `size`.
     objective = cp.norm2(A @ x - b) + size * cp.norm2(x)
-    return _problem(cp.Minimize(objective)), [A, b, size], [x]
+    return make_problem(cp.Minimize(objective)), [A, b, size], [x]
 
 
 def _sample_robust_least_squares(rng: Rng) -> list[Array]:
     A = rng.normal(size=(8, 4))
     b = A @ rng.normal(size=4) + 0.8 * rng.normal(size=8)
-    return [A, b, _scalar(rng.uniform(0.1, 0.5))]
+    return [A, b, scalar(rng.uniform(0.1, 0.5))]
 
 
 def _isotonic_regression() -> ProblemTuple:
     x, y = cp.Variable(10), cp.Parameter(10)
-    return _problem(cp.Minimize(cp.sum_squares(x - y)), [cp.diff(x) >= 0]), [y], [x]
+    return make_problem(cp.Minimize(cp.sum_squares(x - y)), [cp.diff(x) >= 0]), [y], [x]
 
 
 def _sample_isotonic_regression(rng: Rng) -> list[Array]:
@@ -416,12 +438,12 @@ def _sample_isotonic_regression(rng: Rng) -> list[Array]:
 def _total_variation_denoising() -> ProblemTuple:
     x, y, weight = cp.Variable(12), cp.Parameter(12), cp.Parameter(nonneg=True)
     objective = 0.5 * cp.sum_squares(x - y) + weight * cp.norm1(cp.diff(x))
-    return _problem(cp.Minimize(objective)), [y, weight], [x]
+    return make_problem(cp.Minimize(objective)), [y, weight], [x]
 
 
 def _sample_total_variation_denoising(rng: Rng) -> list[Array]:
     steps = np.repeat(rng.normal(size=4), 3)
-    return [steps + 0.3 * rng.normal(size=12), _scalar(rng.uniform(0.2, 0.5))]
+    return [steps + 0.3 * rng.normal(size=12), scalar(rng.uniform(0.2, 0.5))]
 
 
 # --- classification ------------------------------------------------------------------------
@@ -433,25 +455,25 @@ def _svm_soft_margin() -> ProblemTuple:
     labels = np.repeat([1.0, -1.0], 6)
     objective = 0.5 * cp.sum_squares(w) + 0.05 * cp.square(bias) + weight * cp.sum(loss)
     margins = cp.multiply(labels, features @ w + bias)
-    problem = _problem(cp.Minimize(objective), [margins >= 1 - loss, loss >= 0])
+    problem = make_problem(cp.Minimize(objective), [margins >= 1 - loss, loss >= 0])
     return problem, [features, weight], [w, bias]
 
 
 def _sample_svm_soft_margin(rng: Rng) -> list[Array]:
     features = rng.normal(size=(12, 3))
     features += 0.8 * np.repeat([1.0, -1.0], 6)[:, None] * rng.normal(size=3)
-    return [features, _scalar(rng.uniform(0.2, 1.0))]
+    return [features, scalar(rng.uniform(0.2, 1.0))]
 
 
 def _hinge_ridge() -> ProblemTuple:
     w, signed, weight = cp.Variable(4), cp.Parameter((9, 4)), cp.Parameter(nonneg=True)
     objective = cp.sum(cp.pos(1 - signed @ w)) + weight * cp.sum_squares(w)
-    return _problem(cp.Minimize(objective)), [signed, weight], [w]
+    return make_problem(cp.Minimize(objective)), [signed, weight], [w]
 
 
 def _sample_hinge_ridge(rng: Rng) -> list[Array]:
     signed = rng.normal(size=(9, 4)) + 0.5 * rng.normal(size=4)
-    return [signed, _scalar(rng.uniform(0.3, 1.0))]
+    return [signed, scalar(rng.uniform(0.3, 1.0))]
 
 
 def _support_vector_regression() -> ProblemTuple:
@@ -460,11 +482,11 @@ def _support_vector_regression() -> ProblemTuple:
     residual = X @ w + bias - y
     loss = cp.sum(cp.pos(residual - 0.2) + cp.pos(-residual - 0.2))
     objective = weight * cp.sum_squares(w) + 0.05 * cp.square(bias) + loss
-    return _problem(cp.Minimize(objective)), [X, y, weight], [w, bias]
+    return make_problem(cp.Minimize(objective)), [X, y, weight], [w, bias]
 
 
 def _sample_support_vector_regression(rng: Rng) -> list[Array]:
-    return [*_regression(rng, 10, 3, noise=0.4), _scalar(rng.uniform(0.3, 1.0))]
+    return [*regression(rng, 10, 3, noise=0.4), scalar(rng.uniform(0.3, 1.0))]
 
 
 # --- control -------------------------------------------------------------------------------
@@ -478,7 +500,7 @@ def _mpc_step() -> ProblemTuple:
     cost = cp.sum_squares(states[:, 1:] - cp.reshape(goal, (2, 1), order="C") @ np.ones((1, 4)))
     dynamics = states[:, 1:] == A @ states[:, :horizon] + B @ inputs
     constraints = [states[:, 0] == start, dynamics, inputs <= 0.6, inputs >= -0.6]
-    problem = _problem(cp.Minimize(cost + 0.2 * cp.sum_squares(inputs)), constraints)
+    problem = make_problem(cp.Minimize(cost + 0.2 * cp.sum_squares(inputs)), constraints)
     return problem, [A, B, start, goal], [inputs, states]
 
 
@@ -494,7 +516,7 @@ def _sample_mpc_step(rng: Rng) -> list[Array]:
 def _markowitz() -> ProblemTuple:
     w, mean, factor = cp.Variable(8), cp.Parameter(8), cp.Parameter((8, 8))
     objective = cp.Maximize(mean @ w - cp.sum_squares(factor @ w))
-    return _problem(objective, [cp.sum(w) == 1, w >= 0]), [mean, factor], [w]
+    return make_problem(objective, [cp.sum(w) == 1, w >= 0]), [mean, factor], [w]
 
 
 def _risk_factor(rng: Rng, assets: int) -> Array:
@@ -510,13 +532,13 @@ def _risk_limited_portfolio() -> ProblemTuple:
     w, mean = cp.Variable(6), cp.Parameter(6)
     factor, limit = cp.Parameter((6, 6)), cp.Parameter(nonneg=True)
     constraints = [cp.SOC(limit, factor @ w), cp.sum(w) == 1, w >= 0]
-    return _problem(cp.Maximize(mean @ w), constraints), [mean, factor, limit], [w]
+    return make_problem(cp.Maximize(mean @ w), constraints), [mean, factor, limit], [w]
 
 
 def _sample_risk_limited_portfolio(rng: Rng) -> list[Array]:
     factor = _risk_factor(rng, 6)
     equal = float(np.linalg.norm(factor @ np.full(6, 1 / 6)))
-    return [rng.normal(size=6), factor, _scalar(equal * rng.uniform(1.05, 1.3))]
+    return [rng.normal(size=6), factor, scalar(equal * rng.uniform(1.05, 1.3))]
 
 
 def _portfolio_with_costs() -> ProblemTuple:
@@ -524,7 +546,7 @@ def _portfolio_with_costs() -> ProblemTuple:
     mean, factor = cp.Parameter(6), cp.Parameter((6, 6))
     held, cost = cp.Parameter(6), cp.Parameter(6, nonneg=True)
     gain = mean @ w - cp.sum_squares(factor @ w) - cost @ cp.abs(trades)
-    problem = _problem(cp.Maximize(gain), [trades == w - held, cp.sum(w) == 1, w >= 0])
+    problem = make_problem(cp.Maximize(gain), [trades == w - held, cp.sum(w) == 1, w >= 0])
     return problem, [mean, factor, held, cost], [w]
 
 
@@ -540,18 +562,18 @@ def _symmetric_matrix() -> ProblemTuple:
     X, C = cp.Variable((4, 4), symmetric=True), cp.Parameter((4, 4), symmetric=True)
     trace, low = cp.Parameter(), cp.Parameter()
     constraints = [cp.trace(X) == trace, cp.upper_tri(X) >= low, cp.diag(X) >= 0]
-    return _problem(cp.Minimize(cp.sum_squares(X - C)), constraints), [C, trace, low], [X]
+    return make_problem(cp.Minimize(cp.sum_squares(X - C)), constraints), [C, trace, low], [X]
 
 
 def _sample_symmetric_matrix(rng: Rng) -> list[Array]:
     C = rng.normal(size=(4, 4))
-    return [0.5 * (C + C.T), _scalar(rng.uniform(1.0, 3.0)), _scalar(-rng.uniform(0.2, 0.6))]
+    return [0.5 * (C + C.T), scalar(rng.uniform(1.0, 3.0)), scalar(-rng.uniform(0.2, 0.6))]
 
 
 def _matrix_regression() -> ProblemTuple:
     X, A, B = cp.Variable((4, 3)), cp.Parameter((6, 4)), cp.Parameter((6, 3))
     constraints = [X >= 0, cp.sum(X, axis=1) <= 1]
-    return _problem(cp.Minimize(cp.sum_squares(A @ X - B)), constraints), [A, B], [X]
+    return make_problem(cp.Minimize(cp.sum_squares(A @ X - B)), constraints), [A, B], [X]
 
 
 def _sample_matrix_regression(rng: Rng) -> list[Array]:
@@ -567,7 +589,7 @@ def _matrix_weights() -> ProblemTuple:
     objective = cp.sum_squares(left @ X - target) + 0.1 * cp.sum_squares(X)
     load = (X @ right).T @ left.T
     constraints = [load <= cap[:, :3], X[0] <= cap[0] + cap[1]]
-    return _problem(cp.Minimize(objective), constraints), [target, left, cap], [X]
+    return make_problem(cp.Minimize(objective), constraints), [target, left, cap], [X]
 
 
 def _sample_matrix_weights(rng: Rng) -> list[Array]:
@@ -583,15 +605,15 @@ def _several_variables() -> ProblemTuple:
     coupling = weight * cp.sum_squares(cp.vec(y, order="C") - x) + cp.square(level - 1)
     constraints = [cp.sum(x) + level == 1, y <= level, -y <= level, x >= -0.5]
     return (
-        _problem(cp.Minimize(fit + coupling), constraints),
+        make_problem(cp.Minimize(fit + coupling), constraints),
         [A, b, target, weight],
         [x, y, level],
     )
 
 
 def _sample_several_variables(rng: Rng) -> list[Array]:
-    A, b = _regression(rng, 6, 4)
-    return [A, b, 0.7 * rng.normal(size=(2, 2)), _scalar(rng.uniform(0.5, 2.0))]
+    A, b = regression(rng, 6, 4)
+    return [A, b, 0.7 * rng.normal(size=(2, 2)), scalar(rng.uniform(0.5, 2.0))]
 
 
 def _facility_location() -> ProblemTuple:
@@ -599,7 +621,7 @@ def _facility_location() -> ProblemTuple:
     weights, home = cp.Parameter(6, nonneg=True), cp.Parameter(2)
     offsets = clients - np.ones((6, 1)) @ cp.reshape(site, (1, 2), order="C")
     cost = weights @ distances + 0.3 * cp.sum_squares(site - home)
-    problem = _problem(cp.Minimize(cost), [cp.SOC(distances, offsets, axis=1)])
+    problem = make_problem(cp.Minimize(cost), [cp.SOC(distances, offsets, axis=1)])
     return problem, [clients, weights, home], [site, distances]
 
 
@@ -615,20 +637,20 @@ def _sample_facility_location(rng: Rng) -> list[Array]:
 
 def _sample_inside_l2_ball(rng: Rng) -> list[Array]:
     p = rng.normal(size=6)
-    return [p, _scalar(np.linalg.norm(p) * rng.uniform(1.2, 2.0))]
+    return [p, scalar(np.linalg.norm(p) * rng.uniform(1.2, 2.0))]
 
 
 def _bounded_regression() -> ProblemTuple:
     x, A, b = cp.Variable(5), cp.Parameter((8, 5)), cp.Parameter(8)
     bound, total = cp.Parameter(5, nonneg=True), cp.Parameter(nonneg=True)
     constraints = [cp.abs(x) <= bound, cp.norm1(x) <= total]
-    problem = _problem(cp.Minimize(cp.sum_squares(A @ x - b)), constraints)
+    problem = make_problem(cp.Minimize(cp.sum_squares(A @ x - b)), constraints)
     return problem, [A, b, bound, total], [x]
 
 
 def _sample_bounded_regression(rng: Rng) -> list[Array]:
-    total = _scalar(rng.uniform(1.0, 4.0))
-    return [*_regression(rng, 8, 5), rng.uniform(0.3, 1.5, 5), total]
+    total = scalar(rng.uniform(1.0, 4.0))
+    return [*regression(rng, 8, 5), rng.uniform(0.3, 1.5, 5), total]
 
 
 def _nested_epsilon_loss() -> ProblemTuple:
@@ -636,7 +658,7 @@ def _nested_epsilon_loss() -> ProblemTuple:
     X, y, weight = cp.Parameter((10, 3)), cp.Parameter(10), cp.Parameter(nonneg=True)
     loss = cp.sum(cp.pos(cp.abs(X @ w + bias - y) - 0.2))
     objective = weight * cp.sum_squares(w) + 0.05 * cp.square(bias) + loss
-    return _problem(cp.Minimize(objective)), [X, y, weight], [w, bias]
+    return make_problem(cp.Minimize(objective)), [X, y, weight], [w, bias]
 
 
 LAYER_PROBLEMS: tuple[LayerProblem, ...] = (
@@ -714,6 +736,47 @@ def built(problem: LayerProblem) -> ProblemTuple:
     return problem.build()
 
 
+@cache
+def _built_reference(problem: LayerProblem) -> ProblemTuple:
+    """What the reference solves: the problem, or the logarithmic form of a geometric program."""
+    return problem.log_form() if problem.log_form else built(problem)
+
+
+def _to_reference(problem: LayerProblem, params: Sequence[Array]) -> list[Array]:
+    return [np.log(p) if problem.gp else np.asarray(p) for p in params]
+
+
+def reference_values(problem: LayerProblem, params: Sequence[Array]) -> list[Array]:
+    """Values of the variables for one element, to about 1e-14."""
+    found = solve(_built_reference(problem), _to_reference(problem, params))
+    return [np.exp(v) for v in found] if problem.gp else found
+
+
+def reference_directional_derivative(
+    problem: LayerProblem, params: Sequence[Array], direction: Sequence[Array]
+) -> Derivative:
+    """Derivative of the variables along one direction of parameter space."""
+    form, at = _built_reference(problem), _to_reference(problem, params)
+    if not problem.gp:
+        return directional_derivative(form, at, direction)
+    relative = [d / p for d, p in zip(direction, params, strict=True)]
+    found = directional_derivative(form, at, relative)
+    values = reference_values(problem, params)
+    return Derivative([v * d for v, d in zip(values, found.values, strict=True)], found.error)
+
+
+def reference_gradient(
+    problem: LayerProblem, params: Sequence[Array], cotangents: Sequence[Array]
+) -> Derivative:
+    """Gradient of the inner product of the variables with cotangents, for one element."""
+    form, at = _built_reference(problem), _to_reference(problem, params)
+    if not problem.gp:
+        return gradient(form, at, cotangents)
+    values = reference_values(problem, params)
+    found = gradient(form, at, [c * v for c, v in zip(cotangents, values, strict=True)])
+    return Derivative([g / p for g, p in zip(found.values, params, strict=True)], found.error)
+
+
 def is_regular(problem: LayerProblem, found: Regularity) -> bool:
     """Whether a point is far enough from kinks and well enough conditioned to be tested."""
     return (
@@ -776,6 +839,7 @@ def _round(value: Array) -> Array:
 def _usable(problem: LayerProblem, params: list[Array]) -> bool:
     """Whether a draw has a solution at a regular point."""
     try:
-        return is_regular(problem, regularity(built(problem), params))
+        form, at = _built_reference(problem), _to_reference(problem, params)
+        return is_regular(problem, regularity(form, at))
     except ReferenceError:
         return False

@@ -3,19 +3,21 @@
 Clarabel solves the program that CVXPY makes of a problem; a dense Newton method on the optimality
 conditions then removes what an interior-point method leaves, so that values are right to about
 1e-14. Derivatives are central differences of such values: they use no implicit differentiation.
-Only zero, nonnegative and second-order cones are known here.
+Power cones of more than three dimensions are written with those of three.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from itertools import pairwise
 from typing import Any, NamedTuple
 from weakref import WeakKeyDictionary, ref
 
 import cvxpy as cp
 import numpy as np
+from cvxpy.constraints.power import PowConeND
 from cvxpy.reductions.solution import Solution
+from cvxpy.reductions.solvers.conic_solvers.clarabel_conif import CLARABEL
+from reference_cones import Cones
 
 Array = np.ndarray
 ProblemTuple = tuple[cp.Problem, list[cp.Parameter], list[cp.Variable]]
@@ -81,72 +83,7 @@ class _Point(NamedTuple):
     z: Array
 
 
-class _Cones:
-    """Projection onto the dual of a product of zero, nonnegative and second-order cones."""
-
-    def __init__(self, dims: Any) -> None:
-        if dims.psd or dims.exp or len(dims.p3d) or len(dims.pnd):
-            raise ReferenceError(f"only linear and second-order cones are known, not {dims}")
-        self.linear = slice(int(dims.zero), int(dims.zero + dims.nonneg))
-        starts = self.linear.stop + np.cumsum([0, *dims.soc])
-        self.soc = [slice(int(a), int(b)) for a, b in pairwise(starts)]
-
-    def project(self, z: Array) -> Array:
-        """Project each row of z."""
-        y = z.copy()
-        y[..., self.linear] = np.maximum(z[..., self.linear], 0.0)
-        for rows in self.soc:
-            t, v = z[..., rows.start], z[..., rows.start + 1 : rows.stop]
-            norm = np.linalg.norm(v, axis=-1)
-            inside, polar = norm <= t, norm <= -t
-            half = 0.5 * (t + norm)
-            ratio = half / np.where(norm > 0.0, norm, 1.0)
-            factor = np.where(inside, 1.0, np.where(polar, 0.0, ratio))
-            y[..., rows.start] = np.where(inside, t, np.where(polar, 0.0, half))
-            y[..., rows.start + 1 : rows.stop] = factor[..., None] * v
-        return y
-
-    def derivative(self, z: Array) -> Array:
-        """Dense derivative of the projection at one z."""
-        D = np.eye(z.size)
-        D[self.linear, self.linear] = np.diag((z[self.linear] > 0.0).astype(float))
-        for rows in self.soc:
-            D[rows, rows] = _soc_derivative(z[rows])
-        return D
-
-    def kinks(self, z: Array) -> tuple[Array, Array]:
-        """Functions that vanish where the projection is not smooth, and their gradients."""
-        rows = np.arange(z.size)[self.linear]
-        values, gradients = list(z[rows]), list(np.eye(z.size)[rows])
-        for cone in self.soc:
-            t, v = z[cone.start], z[cone.start + 1 : cone.stop]
-            norm = float(np.linalg.norm(v))
-            for sign in (1.0, -1.0):
-                gradient = np.zeros(z.size)
-                gradient[cone.start] = 1.0
-                gradient[cone.start + 1 : cone.stop] = sign * v / max(norm, 1e-300)
-                values.append(t + sign * norm)
-                gradients.append(gradient)
-        return np.array(values), np.array(gradients).reshape(-1, z.size)
-
-
-def _soc_derivative(z: Array) -> Array:
-    """Derivative of the projection onto one second-order cone."""
-    t, v = z[0], z[1:]
-    norm = float(np.linalg.norm(v))
-    if norm <= t:
-        return np.eye(z.size)
-    if norm <= -t:
-        return np.zeros((z.size, z.size))
-    u = v / norm
-    D = np.empty((z.size, z.size))
-    D[0, 0] = 0.5
-    D[0, 1:] = D[1:, 0] = 0.5 * u
-    D[1:, 1:] = 0.5 * ((1.0 + t / norm) * np.eye(u.size) - (t / norm) * np.outer(u, u))
-    return D
-
-
-def _residual(data: _Data, cones: _Cones, point: _Point) -> Array:
+def _residual(data: _Data, cones: Cones, point: _Point) -> Array:
     """Optimality residual; zero exactly at a primal and dual solution."""
     y = cones.project(point.z)
     dual = np.einsum("...ij,...j->...i", data.P, point.x) + data.q
@@ -155,7 +92,7 @@ def _residual(data: _Data, cones: _Cones, point: _Point) -> Array:
     return np.concatenate([dual, primal], axis=-1)
 
 
-def _jacobian(data: _Data, cones: _Cones, point: _Point) -> Array:
+def _jacobian(data: _Data, cones: Cones, point: _Point) -> Array:
     """Jacobian of the residual at one point."""
     D = cones.derivative(point.z)
     return np.block([[data.P, data.A.T @ D], [data.A, D - np.eye(point.z.size)]])
@@ -167,7 +104,7 @@ def _scale(data: _Data, point: _Point) -> Array:
     return largest + np.abs(point.x).max(-1, initial=0.0) + np.abs(point.z).max(-1, initial=0.0)
 
 
-def _newton(data: _Data, cones: _Cones, point: _Point, iterations: int = 25) -> _Point:
+def _newton(data: _Data, cones: Cones, point: _Point, iterations: int = 25) -> _Point:
     """Run Newton's method from a point, keeping the best iterate."""
     n = point.x.size
     best, best_norm, stalled = point, np.inf, 0
@@ -184,6 +121,15 @@ def _newton(data: _Data, cones: _Cones, point: _Point, iterations: int = 25) -> 
     return best
 
 
+class _Clarabel(CLARABEL):
+    """Clarabel without its power cones of many dimensions."""
+
+    SUPPORTED_CONSTRAINTS = [c for c in CLARABEL.SUPPORTED_CONSTRAINTS if c is not PowConeND]  # noqa: RUF012
+
+    def name(self) -> str:
+        return "CLARABEL_3D"
+
+
 class _Canonical:
     """The cone program of one CVXPY problem as an affine function of its parameter entries."""
 
@@ -196,9 +142,9 @@ class _Canonical:
         self.symmetric = [is_symmetric_parameter(p) for p in self.parameters]
         base = self._origin()
         self._assign(base)
-        data, self._chain, self._inverse = problem.get_problem_data(cp.CLARABEL)
+        data, self._chain, self._inverse = problem.get_problem_data(_Clarabel())
         self._program = data["param_prob"]
-        self.cones = _Cones(data["dims"])
+        self.cones = Cones(data["dims"])
         origin = self._read()
         slopes = [self._slope(base, origin, i) for i in range(sum(self.sizes))]
         self._slopes = _Data(*(np.array(parts) for parts in zip(*slopes, strict=True)))

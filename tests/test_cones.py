@@ -352,9 +352,9 @@ def test_no_cones_at_all() -> None:
     ("given_as", "expected"),
     [
         ({}, Cones()),
-        ({"z": 1, "l": 2, "q": [3, 4]}, Cones(1, 2, (3, 4))),
+        ({"z": 1, "l": 2, "q": [3, 4]}, Cones(zero=1, nonneg=2, soc=(3, 4))),
         ({"f": 1}, Cones(zero=1)),
-        ({"zero": 1, "nonneg": 2, "soc": [3]}, Cones(1, 2, (3,))),
+        ({"zero": 1, "nonneg": 2, "soc": [3]}, Cones(zero=1, nonneg=2, soc=(3,))),
         ({"q": 3}, Cones(soc=(3,))),
         ({"q": (3,), "l": np.int64(2)}, Cones(nonneg=2, soc=(3,))),
         ({"q": np.array([3, 2])}, Cones(soc=(3, 2))),
