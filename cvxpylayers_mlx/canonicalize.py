@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import cvxpy as cp
 import mlx.core as mx
@@ -46,6 +46,13 @@ class Recovery:
     factor: mx.array | None = None
 
 
+class Source(NamedTuple):
+    """A canonical parameter: the user's parameter it comes from, and whether as its logarithm."""
+
+    parameter: int
+    logarithm: bool
+
+
 @dataclass(frozen=True)
 class Canonical:
     """Everything a layer needs of its problem; holds no CVXPY object."""
@@ -57,13 +64,15 @@ class Canonical:
     b: DataMap
     picks: tuple[Pick, ...]
     variables: tuple[Recovery, ...]
+    sources: tuple[Source, ...]
+    geometric: bool
 
 
-def _validate(problem: Any, parameters: Any, variables: Any) -> None:
+def _validate(problem: Any, parameters: Any, variables: Any, gp: bool) -> None:
     if not isinstance(problem, cp.Problem):
         raise ValueError(f"problem: expected a cvxpy.Problem, got {type(problem).__name__}")
-    if not problem.is_dpp():
-        raise NotDPPError("Problem must be DPP.")
+    if not (problem.is_dgp(dpp=True) if gp else problem.is_dpp()):
+        raise NotDPPError(f"Problem must be {'log-log convex and ' if gp else ''}DPP.")
     for name, given in (("parameters", parameters), ("variables", variables)):
         if not isinstance(given, (list, tuple)):
             raise ValueError(f"The layer's {name} must be provided as a list or tuple")
@@ -73,6 +82,10 @@ def _validate(problem: Any, parameters: Any, variables: Any) -> None:
     own = {v.id for v in problem.variables()}
     duals = {d.id for c in problem.constraints for d in c.dual_variables}
     for variable in variables:
+        if gp and variable.id in duals:
+            raise NotImplementedError(
+                f"Variable {variable} is a dual variable of a geometric program; not supported yet"
+            )
         if variable.id not in own and variable.id not in duals:
             raise ValueError(
                 f"Variable {variable} must be a subset of problem.variables or a constraint dual "
@@ -180,6 +193,7 @@ def canonicalize(
     parameters: Any,
     variables: Any,
     *,
+    gp: bool = False,
     verbose: bool = False,
     canon_backend: str | None = None,
 ) -> Canonical:
@@ -189,6 +203,7 @@ def canonicalize(
         problem (cvxpy.Problem): DPP.
         parameters (list): its parameters, in the order of the calls.
         variables (list): the variables to return.
+        gp (bool): a geometric program, solved for the logarithms of its variables.
         verbose (bool): let CVXPY print.
         canon_backend (str): CVXPY's canonicalization backend; "diffcp" means automatic.
 
@@ -197,11 +212,11 @@ def canonicalize(
         ValueError: parameters or variables do not match the problem.
         NotImplementedError: a cone or kind of variable that is not supported yet.
     """
-    _validate(problem, parameters, variables)
+    _validate(problem, parameters, variables, gp)
     backend = None if canon_backend == "diffcp" else canon_backend
     try:
         data, chain, inverse = problem.get_problem_data(
-            solver=MLXCONE(), verbose=verbose, canon_backend=backend
+            solver=MLXCONE(), gp=gp, verbose=verbose, canon_backend=backend
         )
     except error.SolverError as refusal:
         raise NotImplementedError(
@@ -212,12 +227,15 @@ def canonicalize(
         raise NotImplementedError("CVXPY kept constraints apart from A; this release is not known")
     n, m = program.x.size, program.constr_size
     lowered = chain.compose_param_id_map()
-    names = [lowered.get(p.id, [p.id])[0] for p in parameters]
-    picks = [_pick(p) for p in parameters]
-    spans = [
-        slice(program.param_id_to_col[name], program.param_id_to_col[name] + pick.index.size)
-        for name, pick in zip(names, picks, strict=True)
-    ]
+    sources, picks, spans = [], [], []
+    for position, parameter in enumerate(parameters):
+        # In a geometric program one parameter may appear as itself (an exponent) and as its log.
+        for name in dict.fromkeys([parameter.id, *lowered.get(parameter.id, [])]):
+            start = program.param_id_to_col.get(name)
+            if start is not None:
+                sources.append(Source(position, gp and name != parameter.id))
+                picks.append(_pick(parameter))
+                spans.append(slice(start, start + picks[-1].index.size))
     # CVXPY: A_c x + b_c in K, entries by columns, b_c as column n. Here A = -A_c, b = b_c.
     by_rows = np.arange(m * n).reshape(n, m).T.ravel()
     moved = chain.compose_var_id_map()
@@ -237,4 +255,6 @@ def canonicalize(
         b=_data_map(program.A, n * m + np.arange(m), (m,), spans),
         picks=tuple(picks),
         variables=tuple(found),
+        sources=tuple(sources),
+        geometric=gp,
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -30,7 +31,7 @@ class CvxpyLayer:
         variables (list): the variables whose values a call returns; dual variables of its
             constraints (``constraint.dual_variables``) may be among them.
         solver: None or "MLXCONE".
-        gp (bool): geometric programs are not supported yet.
+        gp (bool): the problem is a geometric program (log-log convex).
         verbose (bool): print CVXPY's compilation and the solver's table.
         canon_backend (str): CVXPY's canonicalization backend; None or "diffcp" for automatic.
         solver_args (dict): defaults for `mlxcone.Settings` ("eps", "max_iters", ...).
@@ -57,12 +58,10 @@ class CvxpyLayer:
             raise NotImplementedError(
                 f"solver={solver!r}: only None and 'MLXCONE' are supported yet"
             )
-        if gp:
-            raise NotImplementedError("gp=True: geometric programs are not supported yet")
         defaults: dict[str, Any] = {"on_failure": "raise", "verbose": verbose}
         self._settings = mlxcone.Settings().override({**defaults, **(solver_args or {})})
         self._canonical = canonicalize(
-            problem, parameters, variables, verbose=verbose, canon_backend=canon_backend
+            problem, parameters, variables, gp=gp, verbose=verbose, canon_backend=canon_backend
         )
         self._shapes = [tuple(p.shape) for p in parameters]
 
@@ -87,7 +86,8 @@ class CvxpyLayer:
         settings = self._settings.override(solver_args or {})
         checked = parameter_vector.check(params, self._shapes)
         form = self._canonical
-        P, q, A, b = (self._data(part, checked) for part in (form.P, form.q, form.A, form.b))
+        canonical = parameter_vector.select(checked, form.sources)
+        P, q, A, b = (self._data(part, canonical) for part in (form.P, form.q, form.A, form.b))
         solution = mlxcone.solve(P, q, A, b, form.cones, settings=settings)
         x, y = solution.x, solution.y
         # Nothing batched reached the data of a batched call: every lane has the same answer.
@@ -96,6 +96,10 @@ class CvxpyLayer:
             recover.variable(y if v.is_dual else x, v.index, v.shape, v.factor)
             for v in form.variables
         ]
+        if form.geometric:
+            with mx.stream(mx.cpu):  # type: ignore[arg-type]
+                # mx.exp rounds float64 to float32.
+                found = [mx.power(mx.array(math.e, dtype=v.dtype), v) for v in found]
         if checked.batch is None:
             return tuple(v[0].astype(checked.dtype) for v in found)
         shape = checked.batch

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any, NamedTuple
 
 import mlx.core as mx
@@ -78,6 +79,13 @@ def check(values: tuple[Any, ...], shapes: list[tuple[int, ...]]) -> Checked:
     return Checked(
         [a.astype(compute) for a in arrays], answer, batch, [size >= 0 for size in sizes]
     )
+
+
+def select(checked: Checked, sources: Iterable[tuple[int, bool]]) -> Checked:
+    """The canonical parameters: for each (position, logarithm) that array, or its logarithm."""
+    chosen = list(sources)
+    values = [mx.log(checked.values[i]) if log else checked.values[i] for i, log in chosen]
+    return checked._replace(values=values, batched=[checked.batched[i] for i, _ in chosen])
 
 
 def flatten(

@@ -15,7 +15,6 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any, NamedTuple
 
-import layer_reference
 import mlx.core as mx
 import numpy as np
 import pytest
@@ -25,15 +24,19 @@ from layer_problems import (
     LayerProblem,
     built,
     element,
+    reference_gradient,
+    reference_values,
     sample_batch,
 )
+from layer_problems_cones import CONE_PROBLEMS, GP_PROBLEMS
 
 from cvxpylayers_mlx import CvxpyLayer
 
 Array = np.ndarray
 
-TABLE = {problem.name: problem for problem in (*LAYER_PROBLEMS, *LOOSE_PROBLEMS)}
-SEVERAL = [name for name, problem in TABLE.items() if len(problem.build()[1]) > 1]
+PLAIN = {problem.name: problem for problem in (*LAYER_PROBLEMS, *LOOSE_PROBLEMS)}
+TABLE = PLAIN | {problem.name: problem for problem in (*CONE_PROBLEMS, *GP_PROBLEMS)}
+SEVERAL = [name for name, problem in PLAIN.items() if len(problem.build()[1]) > 1]
 BATCH = 8
 
 
@@ -73,11 +76,11 @@ def task_of(name: str) -> Any:
 @cache
 def reference_of(name: str) -> Reference:
     """Reference for the numbers of `task_of`."""
-    task, problem = task_of(name), built(TABLE[name])
+    task, problem = task_of(name), TABLE[name]
     params = [element(task.params, i) for i in range(BATCH)]
     bars = [element(task.cotangents, i) for i in range(BATCH)]
-    values = [layer_reference.solve(problem, p) for p in params]
-    found = [layer_reference.gradient(problem, p, c) for p, c in zip(params, bars, strict=True)]
+    values = [reference_values(problem, p) for p in params]
+    found = [reference_gradient(problem, p, c) for p, c in zip(params, bars, strict=True)]
     return Reference(values, [f.values for f in found], max(f.error for f in found))
 
 
@@ -94,7 +97,7 @@ def place(dtype: str) -> Iterator[None]:
 def layer_of(problem: LayerProblem) -> CvxpyLayer:
     """A new layer on new CVXPY objects, with default settings."""
     made, parameters, variables = problem.build()
-    return CvxpyLayer(made, parameters=parameters, variables=variables)
+    return CvxpyLayer(made, parameters=parameters, variables=variables, gp=problem.gp)
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float64"])

@@ -18,6 +18,7 @@ from layer_problems import LAYER_PROBLEMS, sample_batch
 
 import mlxcone
 from cvxpylayers_mlx import CvxpyLayer
+from cvxpylayers_mlx.canonicalize import NotDPPError
 
 Array = np.ndarray
 Built = tuple[Any, list[Any], list[Any]]
@@ -240,18 +241,26 @@ def test_a_single_parameter_without_a_list() -> None:
         CvxpyLayer(problem, p, variables)  # type: ignore[arg-type]
 
 
-def test_dual_variables_say_so() -> None:
-    problem, parameters, _ = nonneg_projection()
-    dual = problem.constraints[0].dual_variables[0]
-    with pytest.raises(NotImplementedError, match="dual"):
-        CvxpyLayer(problem, parameters, [dual])
-
-
-def test_geometric_programs_say_so() -> None:
+def test_dual_variables_of_geometric_programs_say_so() -> None:
     x, p = cp.Variable(pos=True), cp.Parameter(pos=True)
     problem = cp.Problem(cp.Minimize(x), [x >= p])
-    with pytest.raises(NotImplementedError, match="geometric"):
-        CvxpyLayer(problem, [p], [x], gp=True)
+    with pytest.raises(NotImplementedError, match="dual variable of a geometric"):
+        CvxpyLayer(problem, [p], [problem.constraints[0].dual_variables[0]], gp=True)
+
+
+def test_what_is_not_a_geometric_program_says_so() -> None:
+    x, p = cp.Variable(), cp.Parameter()
+    with pytest.raises(NotDPPError, match="log-log convex and DPP"):
+        CvxpyLayer(cp.Problem(cp.Minimize(x), [x >= p]), [p], [x], gp=True)
+    assert issubclass(NotDPPError, ValueError) and issubclass(NotDPPError, AssertionError)
+
+
+def test_a_parameter_that_is_an_exponent_and_a_factor() -> None:
+    """minimize x subject to a x^a >= 2: x = (2 / a)^(1 / a)."""
+    x, a = cp.Variable(pos=True), cp.Parameter(pos=True)
+    layer = CvxpyLayer(cp.Problem(cp.Minimize(x), [a * x**a >= 2]), [a], [x], gp=True)
+    values = np.array([0.5, 1.0, 3.0])
+    close(layer(array(values))[0], array((2.0 / values) ** (1.0 / values)), 1e-5)
 
 
 @pytest.mark.parametrize("solver", [cp.SCS, cp.CLARABEL, "NONSENSE"])
