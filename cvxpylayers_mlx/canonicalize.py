@@ -71,7 +71,8 @@ class Canonical:
 def _validate(problem: Any, parameters: Any, variables: Any, gp: bool) -> None:
     if not isinstance(problem, cp.Problem):
         raise ValueError(f"problem: expected a cvxpy.Problem, got {type(problem).__name__}")
-    if not (problem.is_dgp(dpp=True) if gp else problem.is_dpp()):
+    disciplined: Any = problem.is_dgp if gp else problem.is_dcp
+    if not disciplined(dpp=True):
         raise NotDPPError(f"Problem must be {'log-log convex and ' if gp else ''}DPP.")
     for name, given in (("parameters", parameters), ("variables", variables)):
         if not isinstance(given, (list, tuple)):

@@ -1,25 +1,39 @@
 """One table of cones, one set of invariants; the reference is `mlxcone.testing`, plain NumPy."""
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from typing import Any, NamedTuple
 
 import mlx.core as mx
 import numpy as np
 import pytest
-from hypothesis import assume, given
+from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from mlxcone import Cones
+from mlxcone.cones.box import Box
+from mlxcone.cones.exponential import Exponential
 from mlxcone.cones.nonneg import NonNeg
+from mlxcone.cones.power import Power
 from mlxcone.cones.product import Product
 from mlxcone.cones.second_order import SecondOrder
+from mlxcone.cones.semidefinite import Semidefinite
 from mlxcone.cones.zero import Zero
 from mlxcone.testing import cone_rows, project_cone, project_dual_cone
 
 Array = np.ndarray
+
+
+class Block(NamedTuple):
+    """An indivisible cone: its kind, first and last row, and itself as a dictionary."""
+
+    kind: str
+    lo: int
+    hi: int
+    scs: dict[str, Any]
 
 
 @dataclass(frozen=True)
@@ -35,18 +49,33 @@ class Row:
         return cone_rows(self.scs)
 
     @cached_property
-    def blocks(self) -> list[tuple[str, int, int]]:
-        """Kind, first and last row of every indivisible cone."""
-        kinds = ["z"] * self.scs.get("z", 0) + ["l"] * self.scs.get("l", 0)
-        sizes = [1] * len(kinds) + list(self.scs.get("q", []))
-        kinds += ["q"] * len(self.scs.get("q", []))
-        ends = np.cumsum(sizes)
-        return [(k, int(e) - d, int(e)) for k, d, e in zip(kinds, sizes, ends, strict=True)]
+    def blocks(self) -> list[Block]:
+        alone: list[tuple[str, dict[str, Any]]] = []
+        for kind in ("z", "l", "box", "q", "s", "ep", "ed", "p"):
+            if kind == "box":
+                bounds = {key: self.scs[key] for key in ("bl", "bu") if key in self.scs}
+                alone += [(kind, bounds)] if bounds else []
+            elif kind in ("q", "s", "p"):
+                alone += [(kind, {kind: [value]}) for value in self.scs.get(kind, [])]
+            else:
+                alone += [(kind, {kind: 1})] * self.scs.get(kind, 0)
+        ends = np.cumsum([cone_rows(scs) for _, scs in alone])
+        return [
+            Block(kind, int(end) - cone_rows(scs), int(end), scs)
+            for (kind, scs), end in zip(alone, ends, strict=True)
+        ]
 
 
 # The mix in the user's order, and in the order in which `Product` groups it.
 MIX = {"z": 2, "l": 3, "q": [4, 1, 2, 4, 3, 1]}
 GROUPED = {"z": 2, "l": 5, "q": [2, 3, 4, 4]}
+INF = float("inf")
+BOX = {"bl": [-1.0, 0.0, -INF, 0.5, 2.0], "bu": [1.0, INF, 0.5, 3.0, 2.0]}
+FREE_BOX = {"bl": [-INF, -1e15], "bu": [INF, 1e20]}
+CURVED = {"ep": 2, "ed": 1, "p": [0.3, -0.8, 0.5]}
+FULL_MIX = {"z": 1, "l": 2, **BOX, "q": [3, 1, 3], "s": [3, 1, 2, 3], **CURVED}
+FULL_GROUPED = {"z": 1, "l": 4, **BOX, "q": [3, 3], "s": [2, 3, 3], **CURVED}
+ALPHAS = (0.02, 0.3, 0.5, 0.9, -0.02, -0.5, -0.7, -0.9)
 
 # Adding a cone: add a row.
 TABLE = [
@@ -56,7 +85,17 @@ TABLE = [
     Row("soc3x2", SecondOrder(2, 3), {"q": [3, 3]}),
     Row("soc7", SecondOrder(1, 7), {"q": [7]}),
     Row("soc40", SecondOrder(1, 40), {"q": [40]}),
+    Row("psd1", Product(Cones(psd=(1,))), {"s": [1]}),
+    Row("psd2", Semidefinite(1, 2), {"s": [2]}),
+    Row("psd3x2", Semidefinite(2, 3), {"s": [3, 3]}),
+    Row("psd5", Semidefinite(1, 5), {"s": [5]}),
+    Row("exp", Exponential(2, dual=False), {"ep": 2}),
+    Row("exp dual", Exponential(2, dual=True), {"ed": 2}),
+    Row("power", Power(ALPHAS), {"p": list(ALPHAS)}),
+    Row("box", Box(tuple(BOX["bl"]), tuple(BOX["bu"])), BOX),
+    Row("box of t alone but for free rows", Box((-INF, -1e15), (INF, 1e20)), FREE_BOX),
     Row("product", Product(Cones.of(MIX)), GROUPED),
+    Row("product of everything", Product(Cones.of(FULL_MIX)), FULL_GROUPED),
 ]
 every_cone = pytest.mark.parametrize("row", TABLE, ids=lambda row: row.name)
 SCALES = (1e-12, 1e-6, 1.0, 1e6, 1e12)
@@ -74,43 +113,142 @@ def points(draw: Callable[..., Any], row: Row, width: int = 32) -> Array:
     return v * draw(st.sampled_from(SCALES))
 
 
+NAMES = ("boundary", "inside", "polar", "polar boundary", "outside", "only u", "only t")
+# Rays where faces, kinks or branches meet, beside those of a second-order cone.
+SPECIAL: dict[str, Callable[[int], list[list[float]]]] = {
+    # On and off the flat faces of the cone and of its dual, and the axes of both.
+    "ep": lambda _: [[-1, 0, 1], [0, 1, 1], [0, 1, -1], [1, 0, 0], [-1, -1e-9, 1], [1, 1, math.e]],
+    "ed": lambda _: [[-1, 0, 1], [0, 1, 1], [0, -1, 1], [1, 0, 0], [-1, 1e-9, 1], [-1, -1, 1]],
+    "p": lambda _: [[1, -1, 0], [-1, 1, 0], [0, 0, 1], [1, 0, 1e-9], [1, 1, 1], [0, 1, -1]],
+    "box": lambda rows: [
+        [1, *[0] * (rows - 1)],
+        [0, *[1] * (rows - 1)],
+        [0, *[-1] * (rows - 1)],
+        [1, *[-1] * (rows - 1)],
+        [1, *[-2] * (rows - 1)],
+        [1, 0, 0, -0.5, -0.5, -2][:rows] + [0] * (rows - 6),
+    ],
+    # The identity, a matrix of ones, equal eigenvalues of both signs, a tiny one beside a large.
+    "s": lambda rows: [
+        lower_triangle(matrix)
+        for k in [(math.isqrt(8 * rows + 1) - 1) // 2]
+        for matrix in (
+            np.eye(k),
+            np.ones((k, k)),
+            np.diag([1.0, -1.0] * k)[:k, :k],
+            np.eye(k)[::-1],
+            np.diag([1.0, -1e-9, 1e-9, 0.0, 0.0][:k]),
+            np.eye(k) - np.ones((k, k)),
+        )
+    ],
+}
+
+
+def lower_triangle(matrix: Array) -> list[float]:
+    k = len(matrix)
+    scale = [[1.0 if i == j else math.sqrt(2.0) for j in range(k)] for i in range(k)]
+    return [float(matrix[i, j] * scale[i][j]) for j in range(k) for i in range(j, k)]
+
+
+def second_order_corner(name: str, u: Array) -> float:
+    """Where t has to be for (t, u) to be at the named place."""
+    length = float(np.linalg.norm(u))
+    return {
+        "boundary": length,
+        "inside": length + 1.0,
+        "polar": -length - 1.0,
+        "polar boundary": -length,
+        "outside": 0.3 * length,
+        "only u": 0.0,
+    }.get(name, -1.0)
+
+
+def corner(block: Block, name: str, rng: np.random.Generator) -> Array:
+    """A point at the named place, of size 1; "only u" and "only t" are special rays, or minus."""
+    rows = block.hi - block.lo
+    if block.kind in SPECIAL and name.startswith("only"):
+        rays = SPECIAL[block.kind](rows)
+        sign = 1.0 if name == "only t" else -1.0
+        return sign * np.array(rays[rng.integers(len(rays))], dtype=np.float64)
+    draws = [rng.standard_normal(rows) for _ in range(6)]
+    dual = [project_dual_cone(block.scs, v) for v in draws]
+    # The projection of z is 0 on minus the cone itself.
+    polar = [-project_cone(block.scs, v) for v in draws]
+    return {
+        "boundary": max(dual, key=size),
+        "inside": np.sum(dual, axis=0),
+        "polar": np.sum(polar, axis=0),
+        "polar boundary": max(polar, key=size),
+        "outside": draws[0],
+    }[name]
+
+
 def corner_points(row: Row) -> dict[str, Array]:
     """Apex, boundary, inside, polar and outside, and all of them huge and tiny."""
     rng = np.random.default_rng(7)
     plain = {"apex": np.zeros(row.rows), "ones": np.ones(row.rows)}
-    names = ("boundary", "inside", "polar", "polar boundary", "outside", "only u", "only t")
-    for name in names:
+    for name in NAMES:
         v = rng.standard_normal(row.rows)
-        for kind, lo, hi in row.blocks:
-            if kind != "q":
-                size = abs(v[lo])
-                choice = {"boundary": 0.0, "polar boundary": 0.0, "polar": -size, "inside": size}
-                v[lo] = choice.get(name, v[lo])
-                continue
-            length = np.linalg.norm(v[lo + 1 : hi])
-            choice = {
-                "boundary": length,
-                "inside": length + 1.0,
-                "polar": -length - 1.0,
-                "polar boundary": -length,
-                "outside": 0.3 * length,
-                "only u": 0.0,
-            }
-            v[lo] = choice.get(name, -1.0)
-            if name == "only t":
-                v[lo + 1 : hi] = 0.0
+        for block in row.blocks:
+            lo, hi = block.lo, block.hi
+            if block.kind in SPECIAL:
+                v[lo:hi] = corner(block, name, rng)
+            elif block.kind == "q":
+                v[lo] = second_order_corner(name, v[lo + 1 : hi])
+                if name == "only t":
+                    v[lo + 1 : hi] = 0.0
+            else:
+                length = abs(v[lo])
+                at = {"boundary": 0.0, "polar boundary": 0.0, "polar": -length, "inside": length}
+                v[lo] = at.get(name, v[lo])
         plain[name] = v
+    # Each special ray of a kind, in all cones of the kind at once.
+    for i in range(6 if any(block.kind in SPECIAL for block in row.blocks) else 0):
+        for sign in (1.0, -1.0):
+            v = rng.standard_normal(row.rows)
+            for block in row.blocks:
+                if block.kind in SPECIAL:
+                    v[block.lo : block.hi] = SPECIAL[block.kind](block.hi - block.lo)[i]
+            plain[f"special {sign * (i + 1):g}"] = sign * v
     scaled = {f"{name} {c:g}": c * v for name, v in plain.items() for c in (1e12, 1e-12)}
     return plain | scaled
 
 
-def away_from_kinks(row: Row, z: Array, gap: float = 0.1) -> bool:
-    """Whether the projection is smooth in a ball around z."""
-    for kind, lo, hi in row.blocks:
-        size = 0.0 if kind != "q" else float(np.linalg.norm(z[lo + 1 : hi]))
-        if kind != "z" and abs(abs(z[lo]) - size) < gap:
-            return False
-    return True
+def is_smooth(block: Block, z: Array) -> bool:
+    """Whether a step of 1e-5 is short for the reference: wider differences hardly change."""
+    steps = np.eye(z.size)
+    near, far = (
+        np.array(
+            [
+                (project_dual_cone(block.scs, z + h * e) - project_dual_cone(block.scs, z - h * e))
+                / (2.0 * h)
+                for e in steps
+            ]
+        )
+        for h in (1e-5, 3e-5)
+    )
+    # The error of the first is an eighth of the difference.
+    return size(near - far) <= 1e-7
+
+
+def smooth_point(block: Block, rng: np.random.Generator) -> Array:
+    """Noise where the projection is smooth in a ball around; plain noise is mostly outside."""
+    rows = block.hi - block.lo
+    while True:
+        z = rng.standard_normal(rows)
+        if block.kind == "q":
+            length = float(np.linalg.norm(z[1:]))
+            z[0] = 1.5 * rng.uniform(-1.0, 1.0) * length
+            if abs(abs(z[0]) - length) >= 0.1:
+                return z
+        elif block.kind in SPECIAL:
+            inwards = project_dual_cone(block.scs, rng.standard_normal(rows))
+            outwards = project_cone(block.scs, rng.standard_normal(rows))
+            z += rng.uniform(0.0, 3.0) * inwards - rng.uniform(0.0, 3.0) * outwards
+            if is_smooth(block, z):
+                return z
+        elif block.kind == "z" or abs(z[0]) >= 0.1:
+            return z
 
 
 def project_dual(row: Row, z: Array, dtype: mx.Dtype = mx.float64) -> Array:
@@ -193,14 +331,8 @@ def test_nonexpansive(row: Row, data: Any) -> None:
 @every_cone
 @given(data=st.data())
 def test_derivative_is_the_limit_of_differences(row: Row, data: Any) -> None:
-    seed = data.draw(st.integers(0, 2**32 - 1))
-    rng = np.random.default_rng(seed)
-    z = rng.standard_normal(row.rows)
-    for kind, lo, hi in row.blocks:
-        # Plain noise leaves large cones outside of K and of its polar.
-        if kind == "q":
-            z[lo] = 1.5 * rng.uniform(-1.0, 1.0) * np.linalg.norm(z[lo + 1 : hi])
-    assume(away_from_kinks(row, z))
+    rng = np.random.default_rng(data.draw(st.integers(0, 2**32 - 1)))
+    z = np.concatenate([smooth_point(block, rng) for block in row.blocks])
     h = 1e-5
     steps = h * np.eye(row.rows)
     differences = (project_dual(row, z + steps) - project_dual(row, z - steps)).T / (2.0 * h)
@@ -260,7 +392,7 @@ def test_uniform_scaling_keeps_membership(row: Row, data: Any) -> None:
     weights = 2.0 ** rng.integers(-10, 10, row.rows)
     with mx.stream(mx.cpu):
         uniform = np.array(row.cone.uniform(mx.array(weights[None], dtype=mx.float64)))[0]
-    for _, lo, hi in row.blocks:
+    for _, lo, hi, _ in row.blocks:
         assert (uniform[lo:hi] == weights[lo:hi].max()).all()
     for project in (project_cone, project_dual_cone):
         v = uniform * project(row.scs, rng.standard_normal(row.rows))
@@ -407,8 +539,13 @@ def test_dictionaries_mean_what_they_mean_to_the_verifier(given_as: dict[str, An
         ({"z": True}, "'zero' must be a non-negative integer, got True"),
         ({"q": [3, -2]}, "'soc' must be a non-negative integer, got -2"),
         ({"q": [3, 0]}, "at least one row, got 0"),
-        ({"s": [2]}, "'s' is not supported; supported: z, l, q"),
-        ({"ep": 1}, "'ep' is not supported"),
+        ({"cs": [2]}, "'cs' is not supported; known"),
+        ({"s": [0]}, "semidefinite cone has at least one row, got 0"),
+        ({"ep": -1}, "'exp' must be a non-negative integer, got -1"),
+        ({"p": [0.3, 1.0]}, r"'power' must lie in \(0, 1\) or \(-1, 0\), got 1.0"),
+        ({"bl": [0.0], "bu": [-1.0]}, "'box' has a lower bound that is not at most"),
+        ({"bl": [0.0], "bu": [1.0, 2.0]}, "'box' has 1 lower and 2 upper bounds"),
+        ({"bl": [0.0]}, "a box has 'bl' and 'bu'"),
         ({"k": 1}, "unknown cone 'k'; known"),
         ([3, 2], "expected Cones or a dict, got list"),
         (None, "expected Cones or a dict, got NoneType"),

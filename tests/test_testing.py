@@ -30,9 +30,25 @@ from mlxcone.testing import (
 sparse = pytest.importorskip("scipy.sparse")
 
 MIXED = {"z": 2, "l": 4, "q": [1, 2, 4], "s": [1, 3]}
-ALL_KINDS = ("z", "l", "q", "s")
+BOX = {"bl": [-1.0, 0.0, -np.inf, 0.5, 2.0], "bu": [1.0, np.inf, 0.0, 1e9, 2.0]}
+EVERYTHING = {**MIXED, **BOX, "ep": 2, "ed": 1, "p": [0.3, -0.8, 0.5]}
+ALL_KINDS = ("z", "l", "box", "q", "s", "ep", "ed", "p")
 BOUNDED = settings(max_examples=50, deadline=None, derandomize=True)
-CONES = [{"z": 3}, {"l": 4}, {"q": [1]}, {"q": [2]}, {"q": [5, 3]}, {"s": [1]}, {"s": [4]}, MIXED]
+CONES = [
+    {"z": 3},
+    {"l": 4},
+    BOX,
+    {"q": [1]},
+    {"q": [2]},
+    {"q": [5, 3]},
+    {"s": [1]},
+    {"s": [4]},
+    {"ep": 1},
+    {"ed": 1},
+    {"p": [0.01, 0.3, 0.5, 0.9]},
+    {"p": [-0.01, -0.3, -0.5, -0.9]},
+    EVERYTHING,
+]
 
 
 def solved_instance(seed=0, n=6, cones=None, **options):
@@ -42,20 +58,118 @@ def solved_instance(seed=0, n=6, cones=None, **options):
 # --- projections --------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("scale", [1e-12, 1.0, 1e12])
 @pytest.mark.parametrize("cones", CONES, ids=str)
-def test_projections_satisfy_moreau(cones):
+def test_projections_satisfy_moreau(cones, scale):
     rng = np.random.default_rng(0)
     for _ in range(30):
-        v = rng.standard_normal(cone_rows(cones))
+        v = scale * rng.standard_normal(cone_rows(cones))
         s, y = project_cone(cones, v), project_dual_cone(cones, -v)
         # v = s - y with s in K, y in K* and s'y = 0 is what makes s the nearest point.
-        np.testing.assert_allclose(s - y, v, atol=1e-13)
-        assert abs(s @ y) < 1e-12
-        np.testing.assert_allclose(project_cone(cones, s), s, atol=1e-13)
-        np.testing.assert_allclose(project_dual_cone(cones, y), y, atol=1e-13)
+        np.testing.assert_allclose(s - y, v, rtol=0, atol=1e-13 * scale)
+        assert abs(s @ y) < 1e-12 * scale**2
+        np.testing.assert_allclose(project_cone(cones, s), s, rtol=0, atol=1e-13 * scale)
+        np.testing.assert_allclose(project_dual_cone(cones, y), y, rtol=0, atol=1e-13 * scale)
         other = project_cone(cones, rng.standard_normal(v.size))
         # No other point of K is nearer (K and K* make an acute pair).
-        assert other @ y > -1e-12
+        assert other @ y > -1e-12 * scale * (1.0 + np.linalg.norm(other))
+
+
+def exponential_rays(rng, count):
+    """Boundary rays of the exponential cone and normals there, of length one, (count, 3) each."""
+    rho = rng.standard_normal(count) * np.where(rng.random(count) < 0.5, 3.0, 1e4)
+    grows, falls = np.exp(np.minimum(rho, 0.0)), np.exp(-np.maximum(rho, 0.0))
+    rays = np.stack([rho * falls, falls, grows], axis=-1)
+    normals = np.stack([grows, (1.0 - rho) * grows, -falls], axis=-1)
+    return unit(rays), unit(normals)
+
+
+def power_rays(rng, count, a):
+    """The same for the power cone of exponent a."""
+    ratio = rng.standard_normal(count) * np.where(rng.random(count) < 0.5, 2.0, 20.0)
+    x, y = np.exp((1.0 - a) * ratio), np.exp(-a * ratio)
+    sign = rng.choice([-1.0, 1.0], count)
+    normals = np.stack([-a / x, (a - 1.0) / y, sign], axis=-1)
+    return unit(np.stack([x, y, sign], axis=-1)), unit(normals)
+
+
+def unit(v):
+    return v / np.linalg.norm(v, axis=-1, keepdims=True)
+
+
+@pytest.mark.parametrize("exponent", [None, 0.01, 0.3, 0.5, 0.9], ids=str)
+def test_rays_and_their_normals_are_projected_apart(exponent):
+    """Whatever the lengths, ray + normal has the ray for its projection, from the definition."""
+    rng = np.random.default_rng(1)
+    if exponent is None:
+        (rays, normals), cone, dual = exponential_rays(rng, 500), {"ep": 1}, {"ed": 1}
+    else:
+        rays, normals = power_rays(rng, 500, exponent)
+        cone, dual = {"p": [exponent]}, {"p": [-exponent]}
+    for ray, normal in zip(rays, normals, strict=True):
+        s, y = ray * 10.0 ** rng.uniform(-9, 0), -normal * 10.0 ** rng.uniform(-9, 0)
+        scale = 10.0 ** rng.uniform(-12, 12)
+        v, tolerance = scale * (s - y), 1e-14 * scale
+        for project, one in ((project_cone, cone), (project_dual_cone, dual)):
+            np.testing.assert_allclose(project(one, v), scale * s, rtol=0, atol=tolerance)
+        for project, one in ((project_dual_cone, cone), (project_cone, dual)):
+            np.testing.assert_allclose(project(one, -v), scale * y, rtol=0, atol=tolerance)
+
+
+def inside_exponential(x, y, z):
+    return min(y, z) > 0.0 and x / y <= math.log(z / y)
+
+
+def inside_dual_exponential(u, v, w):
+    return u < 0.0 < w and v / u <= math.log(w / -u) + 1.0
+
+
+def inside_power(x, y, z):
+    return min(x, y) >= 0.0 and x**0.3 * y**0.7 >= abs(z)
+
+
+def inside_dual_power(x, y, z):
+    return min(x, y) >= 0.0 and (x / 0.3) ** 0.3 * (y / 0.7) ** 0.7 >= abs(z)
+
+
+NARROW_BOX = {"bl": [-1.0, 0.0, -np.inf], "bu": [1.0, np.inf, 0.5]}
+
+
+def inside_box(t, *s):
+    # t = 0, where an infinite bound gives NaN, does not occur.
+    bounds = zip(NARROW_BOX["bl"], s, NARROW_BOX["bu"], strict=True)
+    return t > 0.0 and all(t * low <= entry <= t * high for low, entry, high in bounds)
+
+
+@pytest.mark.parametrize(
+    ("cones", "inside"),
+    [
+        ({"ep": 1}, inside_exponential),
+        ({"ed": 1}, inside_dual_exponential),
+        ({"p": [0.3]}, inside_power),
+        ({"p": [-0.3]}, inside_dual_power),
+        (NARROW_BOX, inside_box),
+    ],
+    ids=["ep", "ed", "p", "dual p", "box"],
+)
+def test_points_of_the_cone_are_those_of_its_definition(cones, inside):
+    points = np.random.default_rng(2).standard_normal((1000, cone_rows(cones)))
+    members = [inside(*v) for v in points]
+    assert members == [np.array_equal(project_cone(cones, v), v) for v in points]
+    assert 20 < sum(members) < 400
+
+
+def test_box_projections_of_known_points():
+    box = {"bl": [-1.0, -np.inf], "bu": [2.0, np.inf]}
+    np.testing.assert_allclose(project_cone(box, [1.0, 5.0, 7.0]), [2.2, 4.4, 7.0], rtol=1e-15)
+    np.testing.assert_allclose(project_cone(box, [1.0, -3.0, 7.0]), [2.0, -2.0, 7.0], rtol=1e-15)
+    # At t = 0 an infinite bound is none, and a finite one is zero.
+    np.testing.assert_array_equal(project_cone(box, [-9.0, 1.0, 7.0]), [0.0, 0.0, 7.0])
+    np.testing.assert_array_equal(project_dual_cone(box, [9.0, 1.0, 7.0]), [9.0, 1.0, 0.0])
+    # y'(t, s) >= 0 for all of the box: y_t >= 2 max(-y_s, 0) + 1 max(y_s, 0).
+    np.testing.assert_allclose(project_dual_cone(box, [0.0, 1.0, 7.0]), [0.5, 0.5, 0.0], rtol=1e-15)
+    huge = {"bl": [-1.0, -1e15], "bu": [2.0, 1e20]}
+    np.testing.assert_array_equal(project_cone(huge, [-9.0, 1.0, 7.0]), [0.0, 0.0, 7.0])
 
 
 def test_projections_of_known_points():
@@ -78,11 +192,20 @@ def test_semidefinite_rows_are_columns_of_the_lower_triangle():
 @pytest.mark.parametrize(
     ("cones", "message"),
     [
-        ({"ep": 1}, "'ep' is not supported; supported keys are z, l, q, s"),
+        ({"cs": [2]}, "'cs' is not supported; supported keys are z, l, bl, bu, q, s, ep, ed, p"),
         ({"psd": [2]}, "'psd' is not supported"),
         ({"l": -1}, r"cones\['l'\]: expected at least 0, got -1"),
         ({"l": 1.5}, r"cones\['l'\]: expected an integer, got 1.5"),
         ({"q": [3, 0]}, r"cones\['q'\]: expected at least 1, got 0"),
+        ({"ep": -1}, r"cones\['ep'\]: expected at least 0, got -1"),
+        ({"p": [0.5, 1.0]}, r"cones\['p'\]: expected numbers in \(-1, 0\) or \(0, 1\), got 1.0"),
+        ({"p": [0.0]}, r"cones\['p'\]: expected numbers in"),
+        ({"p": [np.nan]}, r"cones\['p'\]: expected numbers in"),
+        ({"bl": [0.0]}, r"cones\['bl'\]: expected 0 bounds as in 'bu', got 1"),
+        ({"bl": [2.0], "bu": [1.0]}, r"cones\['bl'\]: expected bounds that allow a number"),
+        ({"bl": [1e15], "bu": [np.inf]}, r"cones\['bl'\]: expected bounds that allow a number"),
+        ({"bl": [np.nan], "bu": [1.0]}, r"cones\['bl'\]: expected numbers"),
+        ({"bl": [0.0], "bu": "many"}, r"cones\['bu'\]: expected numbers, got 'many'"),
     ],
 )
 def test_bad_cones_are_named(cones, message):
@@ -93,6 +216,22 @@ def test_bad_cones_are_named(cones, message):
 def test_empty_entries_mean_none():
     cones = {"z": 0, "l": np.int64(2), "q": [], "s": None, "ep": 0, "p": [], "bu": np.zeros(0)}
     assert cone_rows(cones) == 2
+
+
+def test_rows_are_counted_as_scs_counts_them():
+    assert cone_rows({"bl": [0.0, 1.0], "bu": [1.0, 1.0]}) == 3
+    assert cone_rows({"p": 0.5, "ep": 1, "ed": np.int64(2)}) == 12
+    assert cone_rows(EVERYTHING) == 20 + 6 + 18
+
+
+def test_cones_follow_each_other_in_the_order_of_scs():
+    v = np.random.default_rng(3).standard_normal(cone_rows(EVERYTHING))
+    singles = [{"z": 2}, {"l": 4}, BOX, {"q": [1]}, {"q": [2]}, {"q": [4]}, {"s": [1]}, {"s": [3]}]
+    singles += [{"ep": 1}, {"ep": 1}, {"ed": 1}, {"p": [0.3]}, {"p": [-0.8]}, {"p": [0.5]}]
+    ends = np.cumsum([cone_rows(one) for one in singles])
+    for project in (project_cone, project_dual_cone):
+        parts = [project(one, u) for one, u in zip(singles, np.split(v, ends[:-1]), strict=True)]
+        np.testing.assert_array_equal(project(EVERYTHING, v), np.concatenate(parts))
 
 
 # --- the verifier -------------------------------------------------------------------------------
@@ -289,6 +428,22 @@ def test_same_seed_same_instance():
         np.testing.assert_array_equal(one, other)
 
 
+@pytest.mark.parametrize("kind", [key for key in EVERYTHING if key not in ("z", "bl")])
+@pytest.mark.parametrize("make", [manufacture.infeasible, manufacture.unbounded])
+def test_certificates_of_every_cone_alone(make, kind):
+    """No kind leaves a certificate to its neighbours: each has one of its own."""
+    cones = BOX if kind == "bu" else {kind: EVERYTHING[kind]}
+    for seed in range(5):
+        instance = make(np.random.default_rng(seed), 6, cones)
+        instance.check(instance.x, instance.y, instance.s, tolerance=1e-11)
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_unique_solutions_with_every_cone_are_regular(seed):
+    instance = solved_instance(seed, 15, EVERYTHING, unique=True)
+    instance.check(instance.x, instance.y, instance.s, tolerance=1e-12)
+
+
 @pytest.mark.parametrize("n", [2, 6, 15])
 def test_unique_solutions_are_regular(n):
     cones = {"z": 2, "l": 10, "q": [1, 2, 3, 5]}
@@ -317,12 +472,50 @@ def test_impossible_requests_raise():
 
 
 def test_strategies_refuse_unknown_kinds():
-    @given(strategies.cones(kinds=("z", "ep")))
+    @given(strategies.cones(kinds=("z", "cs")))
     def draw(cones):
         raise RuntimeError("nothing should be drawn")
 
-    with pytest.raises(ValueError, match="kinds: expected some of z, l, q, s"):
+    with pytest.raises(ValueError, match="kinds: expected some of z, l, box, q, s, ep, ed, p"):
         draw()
+
+
+def test_strategies_need_room_for_one_cone():
+    @given(strategies.cones(max_rows=2, kinds=("p", "ep")))
+    def draw(cones):
+        raise RuntimeError("nothing should be drawn")
+
+    with pytest.raises(ValueError, match="max_rows: expected at least 3 for 'p', got 2"):
+        draw()
+
+
+def test_strategies_reach_every_kind():
+    seen = []
+
+    @settings(max_examples=100, deadline=None, derandomize=True, database=None)
+    @given(strategies.cones(max_rows=40, kinds=ALL_KINDS))
+    def collect(cones):
+        assert 1 <= cone_rows(cones) <= 40
+        seen.append(cones)
+
+    collect()
+    assert {key for cones in seen for key in cones} == set(EVERYTHING)
+    assert {np.sign(a) for cones in seen for a in cones.get("p", [])} == {-1.0, 1.0}
+    pairs = {
+        pair for one in seen for pair in zip(one.get("bl", []), one.get("bu", []), strict=True)
+    }
+    assert {(-1e20, 1e20), (1.0, 1.0), (-1.0, 1.0)} <= pairs
+
+
+@pytest.mark.parametrize("kind", ALL_KINDS)
+def test_strategies_draw_each_kind_alone(kind):
+    @settings(max_examples=20, deadline=None, derandomize=True, database=None)
+    @given(strategies.cones(max_rows=3, kinds=(kind,)))
+    def check(cones):
+        assert set(cones) == ({"bl", "bu"} if kind == "box" else {kind})
+        assert 1 <= cone_rows(cones) <= 3
+
+    check()
 
 
 def test_no_rows_at_all():
@@ -350,7 +543,7 @@ def test_recipe_makes_the_instance_again():
     made = []
 
     @settings(max_examples=5, deadline=None, derandomize=True, database=None)
-    @given(strategies.instances(max_n=5, max_m=10))
+    @given(strategies.instances(max_n=5, max_m=20, kinds=ALL_KINDS))
     def collect(instance):
         made.append(instance)
 
@@ -382,6 +575,7 @@ def solve_with_clarabel(instance: Instance):
     cones = [clarabel.ZeroConeT(instance.cones.get("z", 0))]
     cones += [clarabel.NonnegativeConeT(instance.cones.get("l", 0))]
     cones += [clarabel.SecondOrderConeT(size) for size in instance.cones.get("q", [])]
+    cones += [clarabel.ExponentialConeT()] * instance.cones.get("ep", 0)
     options = clarabel.DefaultSettings()
     options.verbose = False
     for name in ("tol_gap_abs", "tol_gap_rel", "tol_feas", "tol_infeas_abs", "tol_infeas_rel"):
@@ -398,12 +592,16 @@ def solve_with_clarabel(instance: Instance):
     return status, np.array(answer.x), np.array(answer.z), np.array(answer.s)
 
 
-@pytest.mark.parametrize("solve", [solve_with_scs, solve_with_clarabel])
-def test_independent_solvers_agree(solve):
+@pytest.mark.parametrize(
+    ("solve", "kinds"),
+    [(solve_with_scs, ALL_KINDS), (solve_with_clarabel, ("z", "l", "q", "ep"))],
+    ids=["scs", "clarabel"],
+)
+def test_independent_solvers_agree(solve, kinds):
     undecided = []
 
     @BOUNDED
-    @given(strategies.instances(max_n=12, max_m=18))
+    @given(strategies.instances(max_n=12, max_m=24, kinds=kinds))
     def agree(instance):
         status, x, y, s = solve(instance)
         if status not in ("solved", "infeasible", "unbounded"):
@@ -415,6 +613,17 @@ def test_independent_solvers_agree(solve):
     agree()
     # "Almost" and "inaccurate" are honest on problems at the edge, but not as a habit.
     assert len(undecided) <= 3, undecided
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_scs_agrees_where_every_cone_is_present(seed):
+    """The order and the scaling of the rows, and the sign of exponents, are SCS's own."""
+    instance = manufacture.feasible(np.random.default_rng(seed), 20, EVERYTHING, unique=True)
+    status, x, y, s = solve_with_scs(instance)
+    assert status == "solved"
+    np.testing.assert_allclose(x, instance.x, rtol=0, atol=1e-6)
+    np.testing.assert_allclose(y, instance.y, rtol=0, atol=1e-6)
+    np.testing.assert_allclose(s, instance.s, rtol=0, atol=1e-6)
 
 
 def solve_by_splitting(instance, project, iterations=2000):

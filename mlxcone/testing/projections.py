@@ -1,17 +1,24 @@
 """Euclidean projections onto a cone and its dual, in plain NumPy and float64.
 
 The reference for the solver's own projections, so nothing is shared with them. The cone
-dictionary and the row order (z, l, box, q, s, ep, ed, p) are those of SCS 3; :data:`CONE_KINDS`
-says which of its cones are known so far.
+dictionary and the row order (z, l, bl with bu, q, s, ep, ed, p) are those of SCS 3.
 """
 
 import math
 import operator
 from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
+
+from mlxcone.testing.root_projections import (
+    INFINITE_BOUND,
+    project_box,
+    project_exponential,
+    project_power,
+)
 
 Array: TypeAlias = NDArray[np.float64]
 ConeDict: TypeAlias = Mapping[str, Any]
@@ -72,6 +79,19 @@ def _project_semidefinite(v: Array) -> Array:
     return matrix[triangle] * weight
 
 
+def _block(rows: int, project: Callable[[Array], Array]) -> Block:
+    """A cone by its projection; Moreau's decomposition gives the projection onto the dual."""
+    return Block(rows, project, partial(_project_by_moreau, project))
+
+
+def _dual_of(block: Block) -> Block:
+    return Block(block.rows, project=block.project_dual, project_dual=block.project)
+
+
+def _project_by_moreau(project: Callable[[Array], Array], v: Array) -> Array:
+    return v + project(-v)
+
+
 def _count(cones: ConeDict, key: str) -> int:
     value = cones.get(key)
     return 0 if value is None else _integer(value, key, minimum=0)
@@ -98,6 +118,28 @@ def _integer(value: Any, key: str, minimum: int) -> int:
     return number
 
 
+def _bounds(cones: ConeDict, key: str) -> Array:
+    value = cones.get(key)
+    try:
+        bounds = np.atleast_1d(np.asarray([] if value is None else value, dtype=np.float64))
+    except (TypeError, ValueError):
+        bounds = np.full((1, 1), np.nan)
+    if bounds.ndim != 1 or np.any(np.isnan(bounds)):
+        raise ValueError(f"cones[{key!r}]: expected numbers, got {value!r}")
+    return bounds
+
+
+def _exponents(cones: ConeDict) -> list[float]:
+    value = cones.get("p")
+    if value is None or (np.ndim(value) == 0 and value == 0):
+        return []
+    for exponent in np.atleast_1d(value):
+        # Written so that NaN fails.
+        if not 0.0 < abs(exponent) < 1.0:
+            raise ValueError(f"cones['p']: expected numbers in (-1, 0) or (0, 1), got {exponent}")
+    return [float(exponent) for exponent in np.atleast_1d(value)]
+
+
 def _zero_blocks(cones: ConeDict) -> list[Block]:
     rows = _count(cones, "z")
     return [Block(rows, np.zeros_like, _identity)] if rows else []
@@ -106,6 +148,17 @@ def _zero_blocks(cones: ConeDict) -> list[Block]:
 def _nonnegative_blocks(cones: ConeDict) -> list[Block]:
     rows = _count(cones, "l")
     return [Block(rows, _nonnegative_part, _nonnegative_part)] if rows else []
+
+
+def _box_blocks(cones: ConeDict) -> list[Block]:
+    lower, upper = _bounds(cones, "bl"), _bounds(cones, "bu")
+    if lower.size != upper.size:
+        raise ValueError(f"cones['bl']: expected {upper.size} bounds as in 'bu', got {lower.size}")
+    if not np.all((lower <= upper) & (lower < INFINITE_BOUND) & (upper > -INFINITE_BOUND)):
+        raise ValueError("cones['bl']: expected bounds that allow a number, none above its 'bu'")
+    if not lower.size:
+        return []
+    return [_block(1 + lower.size, partial(project_box, lower=lower, upper=upper))]
 
 
 def _second_order_blocks(cones: ConeDict) -> list[Block]:
@@ -119,12 +172,32 @@ def _semidefinite_blocks(cones: ConeDict) -> list[Block]:
     ]
 
 
+def _exponential_blocks(cones: ConeDict) -> list[Block]:
+    return [_block(3, project_exponential)] * _count(cones, "ep")
+
+
+def _dual_exponential_blocks(cones: ConeDict) -> list[Block]:
+    return [_dual_of(_block(3, project_exponential))] * _count(cones, "ed")
+
+
+def _power_blocks(cones: ConeDict) -> list[Block]:
+    blocks = []
+    for exponent in _exponents(cones):
+        block = _block(3, partial(project_power, exponent=abs(exponent)))
+        blocks.append(block if exponent > 0.0 else _dual_of(block))
+    return blocks
+
+
 # The order here is the order of the rows.
 CONE_KINDS: tuple[ConeKind, ...] = (
     ConeKind(("z",), _zero_blocks),
     ConeKind(("l",), _nonnegative_blocks),
+    ConeKind(("bl", "bu"), _box_blocks),
     ConeKind(("q",), _second_order_blocks),
     ConeKind(("s",), _semidefinite_blocks),
+    ConeKind(("ep",), _exponential_blocks),
+    ConeKind(("ed",), _dual_exponential_blocks),
+    ConeKind(("p",), _power_blocks),
 )
 
 
@@ -138,7 +211,7 @@ def cone_blocks(cones: ConeDict) -> list[Block]:
         One :class:`Block` for each cone that has rows.
 
     Raises:
-        ValueError: a key is unknown or not supported yet, or a size is not a valid integer.
+        ValueError: a key is unknown or not supported, or its value is not valid.
     """
     supported = [key for kind in CONE_KINDS for key in kind.keys]
     for key, value in cones.items():

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 Array = NDArray[np.float64]
 
 # SCS takes a bound of this size for infinite.
-_INFINITE = 1e15
+INFINITE_BOUND = 1e15
 # sinh of it is 1e18: rays of the exponential cone beyond that are the limit rays in float64.
 _LAST_RAY = 42.0
 # Logits beyond this are 0 or 1 for any purpose, and no square of them underflows.
@@ -27,7 +27,7 @@ def _turn(above: Callable[[float], bool], low: float, high: float) -> float:
     """
     while low < (middle := 0.5 * (low + high)) < high:
         low, high = (low, middle) if above(middle) else (middle, high)
-    return high if above(low) is False else low
+    return low if above(low) else high
 
 
 def project_box(v: Array, lower: Array, upper: Array) -> Array:
@@ -43,7 +43,7 @@ def project_box(v: Array, lower: Array, upper: Array) -> Array:
     Returns:
         The nearest point, shape (1 + k,).
     """
-    has_low, has_high = lower > -_INFINITE, upper < _INFINITE
+    has_low, has_high = lower > -INFINITE_BOUND, upper < INFINITE_BOUND
     w, low, high = v[1:], lower[has_low], upper[has_high]
 
     def rises(t: float) -> bool:
@@ -51,14 +51,18 @@ def project_box(v: Array, lower: Array, upper: Array) -> Array:
         under = np.maximum(t * low - w[has_low], 0.0)
         return float(t - v[0] - high @ over + low @ under) > 0.0
 
+    def at(t: float) -> Array:
+        s = w.copy()
+        s[has_low] = np.maximum(s[has_low], t * low)
+        s[has_high] = np.minimum(s[has_high], t * high)
+        return np.concatenate(([t], s))
+
+    if v[0] >= 0.0 and np.array_equal(at(v[0]), v):
+        return v.copy()
     end = float(np.max(np.abs(v)))
     while end > 0.0 and not rises(end):
         end *= 2.0
-    t = 0.0 if rises(0.0) else _turn(rises, 0.0, end)
-    s = w.copy()
-    s[has_low] = np.maximum(s[has_low], t * low)
-    s[has_high] = np.minimum(s[has_high], t * high)
-    return np.concatenate(([t], s))
+    return at(0.0 if rises(0.0) else _turn(rises, 0.0, end))
 
 
 def project_exponential(v: Array) -> Array:
@@ -91,7 +95,8 @@ def project_exponential(v: Array) -> Array:
 
     low = math.asinh(1.0 - y / x) if x > 0.0 else -_LAST_RAY
     high = math.asinh(x / y) if y > 0.0 else _LAST_RAY
-    rho = math.sinh(_turn(passed, max(low, -_LAST_RAY), min(high, _LAST_RAY)))
+    low, high = (min(max(end, -_LAST_RAY), _LAST_RAY) for end in (low, high))
+    rho = math.sinh(_turn(passed, low, high))
     decay = math.exp(-max(rho, 0.0))
     ray = np.array([rho * decay, decay, math.exp(min(rho, 0.0))])
     return size * max(float(ray @ (x, y, z)), 0.0) / float(ray @ ray) * ray

@@ -7,7 +7,7 @@ first, so a failing example shrinks to few variables and rows before anything el
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from hypothesis import strategies as st
@@ -27,9 +27,31 @@ _MAKERS: dict[Expect, Callable[..., Instance]] = {
 }
 
 
+# Pairs (lower, upper); 1e20 is infinite, to SCS too, and can be read back from a recipe.
+_BOUNDS = (
+    (-1.0, 1.0),
+    (0.0, 1.0),
+    (0.5, 2.0),
+    (-2.0, -0.5),
+    (1.0, 1.0),
+    (0.0, 0.0),
+    (-1.0, 1e20),
+    (-1e20, 0.5),
+    (-1e20, 1e20),
+)
+
+
 def _draw_count(draw: Draw, room: int) -> tuple[int, int]:
     rows = draw(st.integers(0, room))
     return rows, rows
+
+
+def _draw_box(draw: Draw, room: int) -> tuple[dict[str, list[float]], int]:
+    # One row is for t.
+    size = draw(st.integers(0, max(room - 1, 0)))
+    pairs = draw(st.lists(st.sampled_from(_BOUNDS), min_size=size, max_size=size))
+    bounds = {"bl": [low for low, _ in pairs], "bu": [high for _, high in pairs]}
+    return bounds, 1 + size if size else 0
 
 
 def _draw_second_order(draw: Draw, room: int) -> tuple[list[int], int]:
@@ -55,12 +77,38 @@ def _draw_semidefinite(draw: Draw, room: int) -> tuple[list[int], int]:
     return orders, rows
 
 
-# One entry per kind of cone: draw its value within a number of rows, and say how many it took.
-_DRAWS: dict[str, Callable[[Draw, int], tuple[Any, int]]] = {
-    "z": _draw_count,
-    "l": _draw_count,
-    "q": _draw_second_order,
-    "s": _draw_semidefinite,
+def _draw_exponential(draw: Draw, room: int) -> tuple[int, int]:
+    count = draw(st.integers(0, min(_MAX_BLOCKS, room // 3)))
+    return count, 3 * count
+
+
+def _draw_power(draw: Draw, room: int) -> tuple[list[float], int]:
+    count = draw(st.integers(0, min(_MAX_BLOCKS, room // 3)))
+    exponent = st.sampled_from((0.5, 0.1, 0.9)) | st.floats(0.02, 0.98)
+    signed = st.builds(lambda a, sign: sign * a, exponent, st.sampled_from((1, -1)))
+    return draw(st.lists(signed, min_size=count, max_size=count)), 3 * count
+
+
+class _Kind(NamedTuple):
+    """A kind of cone: how to draw its value within a number of rows, and how many it took.
+
+    ``least`` is the smallest value and ``least_rows`` its rows.
+    """
+
+    draw: Callable[[Draw, int], tuple[Any, int]]
+    least: Any
+    least_rows: int
+
+
+_KINDS: dict[str, _Kind] = {
+    "z": _Kind(_draw_count, 1, 1),
+    "l": _Kind(_draw_count, 1, 1),
+    "box": _Kind(_draw_box, {"bl": [-1.0], "bu": [1.0]}, 2),
+    "q": _Kind(_draw_second_order, [1], 1),
+    "s": _Kind(_draw_semidefinite, [1], 1),
+    "ep": _Kind(_draw_exponential, 1, 3),
+    "ed": _Kind(_draw_exponential, 1, 3),
+    "p": _Kind(_draw_power, [0.5], 3),
 }
 
 
@@ -71,7 +119,9 @@ def cones(draw: Draw, max_rows: int = 60, kinds: Sequence[str] = ("z", "l", "q")
     Args:
         draw: Supplied by hypothesis.
         max_rows: Bound on the number of rows, at least 1.
-        kinds: Keys that may occur; "z", "l", "q" (sizes one, two and larger) and "s".
+        kinds: SCS's keys that may occur, "z", "l", "q", "s", "ep", "ed" and "p", and "box" for "bl"
+            with "bu". Sizes one and two, infinite and equal bounds and dual power cones (negative
+            exponents) are among what is drawn.
 
     Returns:
         An SCS dictionary without empty entries.
@@ -79,22 +129,26 @@ def cones(draw: Draw, max_rows: int = 60, kinds: Sequence[str] = ("z", "l", "q")
     Raises:
         ValueError: an unknown kind, no kind at all, or no room for a row.
     """
-    unknown = [kind for kind in kinds if kind not in _DRAWS]
+    unknown = [kind for kind in kinds if kind not in _KINDS]
     if unknown or not kinds:
-        raise ValueError(f"kinds: expected some of {', '.join(_DRAWS)}, got {tuple(kinds)}")
-    if max_rows < 1:
-        raise ValueError(f"max_rows: expected at least 1, got {max_rows}")
+        raise ValueError(f"kinds: expected some of {', '.join(_KINDS)}, got {tuple(kinds)}")
+    smallest = min(kinds, key=lambda kind: _KINDS[kind].least_rows)
+    if max_rows < _KINDS[smallest].least_rows:
+        least = _KINDS[smallest].least_rows
+        raise ValueError(f"max_rows: expected at least {least} for {smallest!r}, got {max_rows}")
     drawn: dict[str, Any] = {}
     room = max_rows
     for position, kind in enumerate(kinds):
         # An even share of what is left, so that the first kind does not starve the others.
-        value, rows = _DRAWS[kind](draw, -(-room // (len(kinds) - position)))
+        value, rows = _KINDS[kind].draw(draw, -(-room // (len(kinds) - position)))
         room -= rows
         if rows:
-            drawn[kind] = value
-    if drawn:
-        return drawn
-    return {kinds[0]: 1 if kinds[0] in ("z", "l") else [1]}
+            drawn |= _entries(kind, value)
+    return drawn or _entries(smallest, _KINDS[smallest].least)
+
+
+def _entries(kind: str, value: Any) -> dict[str, Any]:
+    return dict(value) if kind == "box" else {kind: value}
 
 
 @st.composite
