@@ -1,5 +1,6 @@
 """One table of cones, one set of invariants; the reference is `mlxcone.testing`, plain NumPy."""
 
+import itertools
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -114,40 +115,34 @@ def points(draw: Callable[..., Any], row: Row, width: int = 32) -> Array:
 
 
 NAMES = ("boundary", "inside", "polar", "polar boundary", "outside", "only u", "only t")
-# Rays where faces, kinks or branches meet, beside those of a second-order cone.
-SPECIAL: dict[str, Callable[[int], list[list[float]]]] = {
-    # On and off the flat faces of the cone and of its dual, and the axes of both.
-    "ep": lambda _: [[-1, 0, 1], [0, 1, 1], [0, 1, -1], [1, 0, 0], [-1, -1e-9, 1], [1, 1, math.e]],
-    "ed": lambda _: [[-1, 0, 1], [0, 1, 1], [0, -1, 1], [1, 0, 0], [-1, 1e-9, 1], [-1, -1, 1]],
-    "p": lambda _: [[1, -1, 0], [-1, 1, 0], [0, 0, 1], [1, 0, 1e-9], [1, 1, 1], [0, 1, -1]],
-    "box": lambda rows: [
-        [1, *[0] * (rows - 1)],
-        [0, *[1] * (rows - 1)],
-        [0, *[-1] * (rows - 1)],
-        [1, *[-1] * (rows - 1)],
-        [1, *[-2] * (rows - 1)],
-        [1, 0, 0, -0.5, -0.5, -2][:rows] + [0] * (rows - 6),
-    ],
-    # The identity, a matrix of ones, equal eigenvalues of both signs, a tiny one beside a large.
-    "s": lambda rows: [
-        lower_triangle(matrix)
-        for k in [(math.isqrt(8 * rows + 1) - 1) // 2]
-        for matrix in (
-            np.eye(k),
-            np.ones((k, k)),
-            np.diag([1.0, -1.0] * k)[:k, :k],
-            np.eye(k)[::-1],
-            np.diag([1.0, -1e-9, 1e-9, 0.0, 0.0][:k]),
-            np.eye(k) - np.ones((k, k)),
-        )
-    ],
-}
+
+
+def special_rays(block: Block) -> list[Any]:
+    """Six rays where faces, kinks or branches meet; none for the cones that NAMES describes."""
+    rows = block.hi - block.lo
+    if block.kind == "s":
+        # Equal eigenvalues, of one sign and of both, none, and tiny ones beside a large one.
+        k = (math.isqrt(8 * rows + 1) - 1) // 2
+        eye, ones = np.eye(k), np.ones((k, k))
+        signs = np.diag([1.0, -1.0, 1.0, -1.0, 1.0][:k])
+        tiny = np.diag([1.0, -1e-9, 1e-9, 0.0, 0.0][:k])
+        return [
+            lower_triangle(matrix) for matrix in (eye, ones, signs, eye[::-1], tiny, eye - ones)
+        ]
+    if block.kind == "box":
+        zeros, on_bounds = np.zeros(rows - 1), [-1.0, 0.0, 0.5, 0.5, 2.0][: rows - 1]
+        return [[t, *s] for t in (1.0, 0.0, -1.0) for s in (zeros, on_bounds)]
+    # Axes, flat faces, and the curved face.
+    return {
+        "ep": [[-1, 0, 1], [0, 1, 1], [0, 1, -1], [1, 0, 0], [-1, -1e-9, 1], [1, 1, math.e]],
+        "ed": [[-1, 0, 1], [0, 1, 1], [0, -1, 1], [1, 0, 0], [-1, 1e-9, 1], [-1, -1, 1]],
+        "p": [[1, -1, 0], [-1, 1, 0], [0, 0, 1], [1, 0, 1e-9], [1, 1, 1], [0, 1, -1]],
+    }.get(block.kind, [])
 
 
 def lower_triangle(matrix: Array) -> list[float]:
-    k = len(matrix)
-    scale = [[1.0 if i == j else math.sqrt(2.0) for j in range(k)] for i in range(k)]
-    return [float(matrix[i, j] * scale[i][j]) for j in range(k) for i in range(j, k)]
+    k, root = len(matrix), math.sqrt(2.0)
+    return [matrix[i, j] * (1.0 if i == j else root) for j in range(k) for i in range(j, k)]
 
 
 def second_order_corner(name: str, u: Array) -> float:
@@ -164,23 +159,18 @@ def second_order_corner(name: str, u: Array) -> float:
 
 
 def corner(block: Block, name: str, rng: np.random.Generator) -> Array:
-    """A point at the named place, of size 1; "only u" and "only t" are special rays, or minus."""
-    rows = block.hi - block.lo
-    if block.kind in SPECIAL and name.startswith("only"):
-        rays = SPECIAL[block.kind](rows)
-        sign = 1.0 if name == "only t" else -1.0
-        return sign * np.array(rays[rng.integers(len(rays))], dtype=np.float64)
-    draws = [rng.standard_normal(rows) for _ in range(6)]
+    """A point at the named place by projections of noise, and noise for all other names."""
+    draws = rng.standard_normal((6, block.hi - block.lo))
     dual = [project_dual_cone(block.scs, v) for v in draws]
     # The projection of z is 0 on minus the cone itself.
     polar = [-project_cone(block.scs, v) for v in draws]
-    return {
+    places = {
         "boundary": max(dual, key=size),
         "inside": np.sum(dual, axis=0),
         "polar": np.sum(polar, axis=0),
         "polar boundary": max(polar, key=size),
-        "outside": draws[0],
-    }[name]
+    }
+    return places.get(name, draws[0])
 
 
 def corner_points(row: Row) -> dict[str, Array]:
@@ -191,7 +181,7 @@ def corner_points(row: Row) -> dict[str, Array]:
         v = rng.standard_normal(row.rows)
         for block in row.blocks:
             lo, hi = block.lo, block.hi
-            if block.kind in SPECIAL:
+            if special_rays(block):
                 v[lo:hi] = corner(block, name, rng)
             elif block.kind == "q":
                 v[lo] = second_order_corner(name, v[lo + 1 : hi])
@@ -202,14 +192,12 @@ def corner_points(row: Row) -> dict[str, Array]:
                 at = {"boundary": 0.0, "polar boundary": 0.0, "polar": -length, "inside": length}
                 v[lo] = at.get(name, v[lo])
         plain[name] = v
-    # Each special ray of a kind, in all cones of the kind at once.
-    for i in range(6 if any(block.kind in SPECIAL for block in row.blocks) else 0):
-        for sign in (1.0, -1.0):
-            v = rng.standard_normal(row.rows)
-            for block in row.blocks:
-                if block.kind in SPECIAL:
-                    v[block.lo : block.hi] = SPECIAL[block.kind](block.hi - block.lo)[i]
-            plain[f"special {sign * (i + 1):g}"] = sign * v
+    rays = [(b.lo, b.hi, special_rays(b)) for b in row.blocks if special_rays(b)]
+    for i, sign in itertools.product(range(6 if rays else 0), (1.0, -1.0)):
+        v = rng.standard_normal(row.rows)
+        for lo, hi, of_block in rays:
+            v[lo:hi] = sign * np.array(of_block[i])
+        plain[f"ray {sign * (i + 1):g}"] = v
     scaled = {f"{name} {c:g}": c * v for name, v in plain.items() for c in (1e12, 1e-12)}
     return plain | scaled
 
@@ -241,7 +229,7 @@ def smooth_point(block: Block, rng: np.random.Generator) -> Array:
             z[0] = 1.5 * rng.uniform(-1.0, 1.0) * length
             if abs(abs(z[0]) - length) >= 0.1:
                 return z
-        elif block.kind in SPECIAL:
+        elif special_rays(block):
             inwards = project_dual_cone(block.scs, rng.standard_normal(rows))
             outwards = project_cone(block.scs, rng.standard_normal(rows))
             z += rng.uniform(0.0, 3.0) * inwards - rng.uniform(0.0, 3.0) * outwards
@@ -521,6 +509,14 @@ def test_no_cones_at_all() -> None:
         ({"q": np.array([3, 2])}, Cones(soc=(3, 2))),
         ({"l": 2.0}, Cones(nonneg=2)),
         ({"l": 1, "s": [], "ep": 0, "p": [], "bu": np.zeros(0), "bl": None}, Cones(nonneg=1)),
+        ({"bl": [0.0], "bu": np.array([1.0])}, Cones(box=((0.0,), (1.0,)))),
+        ({"s": 3, "ep": 1, "ed": np.int64(2)}, Cones(psd=(3,), exp=1, exp_dual=2)),
+        ({"p": np.array([0.5, -0.25])}, Cones(power=(0.5, -0.25))),
+        (
+            {"psd": [1], "exp": 1, "exp_dual": 1, "power": 0.5},
+            Cones(0, 0, None, (), (1,), 1, 1, (0.5,)),
+        ),
+        ({"box": ([0.0], [1.0])}, Cones(box=((0.0,), (1.0,)))),
     ],
     ids=str,
 )
@@ -528,7 +524,6 @@ def test_dictionaries_are_understood(given_as: dict[str, Any], expected: Cones) 
     cones = Cones.of(given_as)
     assert cones == expected
     assert hash(cones) == hash(expected)
-    assert cones.rows == expected.zero + expected.nonneg + sum(expected.soc)
 
 
 def test_cones_pass_through_unchanged() -> None:
@@ -554,7 +549,18 @@ def test_hopeless_sizes_are_value_errors(bad: dict[str, Any]) -> None:
 
 
 @pytest.mark.parametrize(
-    "given_as", [{"q": np.int64(3), "z": None}, {"q": None, "s": None}, {"q": 0}], ids=str
+    "given_as",
+    [
+        {"q": np.int64(3), "z": None},
+        {"q": None, "s": None},
+        {"q": 0},
+        {"s": 3, "p": 0.5},
+        {"p": 0, "bl": None, "ep": None},
+        {"ed": 2, "bl": [0.0], "bu": 1.0},
+        MIX,
+        FULL_MIX,
+    ],
+    ids=str,
 )
 def test_dictionaries_mean_what_they_mean_to_the_verifier(given_as: dict[str, Any]) -> None:
     assert Cones.of(given_as).rows == cone_rows(given_as)

@@ -60,7 +60,7 @@ def project_box(v: Array, lower: Array, upper: Array) -> Array:
     if v[0] >= 0.0 and np.array_equal(at(v[0]), v):
         return v.copy()
     end = float(np.max(np.abs(v)))
-    while end > 0.0 and not rises(end):
+    while 0.0 < end < math.inf and not rises(end):
         end *= 2.0
     return at(0.0 if rises(0.0) else _turn(rises, 0.0, end))
 
