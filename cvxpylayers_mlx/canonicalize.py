@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any
 
 import cvxpy as cp
 import mlx.core as mx
 import numpy as np
 import scipy.sparse as sp
 from cvxpy import error, settings
+from cvxpy.utilities import scopes
 
+from cvxpylayers_mlx import duals, leaves
 from cvxpylayers_mlx.affine import SparseMap
+from cvxpylayers_mlx.leaves import Part
 from cvxpylayers_mlx.parameters import Pick
+from cvxpylayers_mlx.recover import Recovery, entries
 from mlxcone import MLXCONE
 
 
@@ -25,32 +29,12 @@ class DataMap:
     """One of P, q, A, b as an affine function of the canonical parameters.
 
     ``linear`` maps (B, total + 1) to the flat entries, row by row, of an array of ``shape``;
-    ``uses[i]`` says whether it depends on parameter i.
+    ``uses[i]`` says whether it depends on pick i.
     """
 
     linear: SparseMap
     shape: tuple[int, ...]
     uses: tuple[bool, ...]
-
-
-@dataclass(frozen=True)
-class Recovery:
-    """Where the entries of a variable stand in x, or those of a dual variable in y.
-
-    Index 0 means the constant 0, k means ``factor`` times entry k - 1 of the vector.
-    """
-
-    index: mx.array
-    shape: tuple[int, ...]
-    is_dual: bool = False
-    factor: mx.array | None = None
-
-
-class Source(NamedTuple):
-    """A canonical parameter: the user's parameter it comes from, and whether as its logarithm."""
-
-    parameter: int
-    logarithm: bool
 
 
 @dataclass(frozen=True)
@@ -64,15 +48,14 @@ class Canonical:
     b: DataMap
     picks: tuple[Pick, ...]
     variables: tuple[Recovery, ...]
-    sources: tuple[Source, ...]
-    geometric: bool
 
 
 def _validate(problem: Any, parameters: Any, variables: Any, gp: bool) -> None:
     if not isinstance(problem, cp.Problem):
         raise ValueError(f"problem: expected a cvxpy.Problem, got {type(problem).__name__}")
-    disciplined: Any = problem.is_dgp if gp else problem.is_dcp
-    if not disciplined(dpp=True):
+    # The solver takes P as data, so that it may be a parameter of a quadratic form.
+    is_dpp: Any = problem.is_dpp
+    if not (is_dpp("dgp") if gp else is_dpp(quad_form_dpp="qp")):
         raise NotDPPError(f"Problem must be {'log-log convex and ' if gp else ''}DPP.")
     for name, given in (("parameters", parameters), ("variables", variables)):
         if not isinstance(given, (list, tuple)):
@@ -81,96 +64,48 @@ def _validate(problem: Any, parameters: Any, variables: Any, gp: bool) -> None:
     if wanted != {p.id for p in parameters} or len(parameters) != len(wanted):
         raise ValueError("The layer's parameters must exactly match problem.parameters")
     own = {v.id for v in problem.variables()}
-    duals = {d.id for c in problem.constraints for d in c.dual_variables}
+    own |= {d.id for c in problem.constraints for d in c.dual_variables}
     for variable in variables:
-        if gp and variable.id in duals:
-            raise NotImplementedError(
-                f"Variable {variable} is a dual variable of a geometric program; not supported yet"
-            )
-        if variable.id not in own and variable.id not in duals:
+        if variable.id not in own:
             raise ValueError(
                 f"Variable {variable} must be a subset of problem.variables or a constraint dual "
                 "variable"
             )
-        if variable.is_complex():
-            raise NotImplementedError(f"Variable {variable} is complex; not supported yet")
+    if not problem.variables():
+        raise ValueError("problem: there is no variable to solve for")
 
 
-def _kept(leaf: Any) -> tuple[np.ndarray, np.ndarray]:
-    """Row-major positions of the entries CVXPY keeps of a leaf, in its order, and their mirrors.
-
-    The mirrors are the same positions unless the leaf is symmetric.
-    """
-    if any(leaf.attributes[a] for a in ("symmetric", "PSD", "NSD")):
-        rows, columns = np.triu_indices(leaf.shape[0])
-    elif leaf.attributes["diag"]:
-        rows = columns = np.arange(leaf.shape[0])
-    elif leaf.attributes["sparsity"]:
-        flat = np.ravel_multi_index(leaf.sparse_idx, leaf.shape)
-        return flat, flat
-    else:
-        flat = np.arange(leaf.size).reshape(leaf.shape).ravel(order="F")
-        return flat, flat
-    order = leaf.shape[0]
-    return rows * order + columns, columns * order + rows
-
-
-def _pick(parameter: Any) -> Pick:
-    index, mirror = _kept(parameter)
-    own = mx.array(index.astype(np.int32))
+def _pick(position: int, part: Part, component: str) -> Pick:
+    index = mx.array(part.index.astype(np.int32))
     # A symmetric parameter is read as the mean of both triangles: its gradient is symmetric.
-    same = np.array_equal(index, mirror)
-    return Pick(own, None if same else mx.array(mirror.astype(np.int32)))
+    same = np.array_equal(part.index, part.mirror)
+    mirror = None if same else mx.array(part.mirror.astype(np.int32))
+    return Pick(position, component, index, mirror, part.sign)
 
 
-def _recovery(variable: Any, start: int) -> Recovery:
-    index, mirror = _kept(variable)
-    places = np.zeros(variable.size, dtype=np.int32)
-    places[mirror] = places[index] = start + 1 + np.arange(index.size)
-    return Recovery(mx.array(places), tuple(variable.shape))
+def _picks(
+    position: int, parameter: Any, lowered: dict[int, list[int]], starts: dict[int, int], gp: bool
+) -> list[tuple[int, Pick]]:
+    """The canonical vectors made of a parameter, each with the column where it starts."""
+    names = lowered.get(parameter.id, [parameter.id])
+    # An exponent of a geometric program has no logarithm, a parameter that is not used no names.
+    named = zip(names, leaves.parts(parameter, gp), strict=False)
+    found = {name: _pick(position, part, part.component) for name, part in named}
+    if gp:
+        # It may appear as its logarithm and, in an exponent, as itself.
+        found = {name: pick._replace(component="logarithm") for name, pick in found.items()}
+        found[parameter.id] = _pick(position, leaves.parts(parameter)[0], "whole")
+    return [(starts[name], pick) for name, pick in found.items() if name in starts]
 
 
-def _duals(
-    problem: Any, variables: Any, chain: Any, inverse: Any, n: int, m: int
-) -> dict[int, Recovery]:
-    """For each dual variable among ``variables`` where it stands in y, by its id.
-
-    CVXPY's way back from y is linear, with one entry of y for each entry of a dual value. Two
-    vectors y show which and by what factor, and a third proves it.
-    """
-    wanted = {v.id for v in variables}
-    constraints = [c for c in problem.constraints if wanted & {d.id for d in c.dual_variables}]
-    places = np.arange(1.0, m + 1.0)
-    check = np.random.default_rng(0).standard_normal(m)
-    seen = [_dual_values(constraints, chain, inverse, n, y) for y in (np.ones(m), places, check)]
-    duals = {}
-    for identity in set(seen[0]) & wanted:
-        factor, located, image = (values[identity] for values in seen)
-        index = np.rint(located / np.where(factor == 0, 1.0, factor)).astype(np.int32)
-        index = np.where(factor == 0, 0, index)
-        if not np.allclose(factor * np.append(0.0, check)[index], image, rtol=1e-9, atol=1e-12):
-            raise NotImplementedError("CVXPY combines several entries of y in one dual value")
-        with mx.stream(mx.cpu):  # type: ignore[arg-type]
-            scale = mx.array(factor.ravel(), dtype=mx.float64)
-        duals[identity] = Recovery(mx.array(index.ravel()), factor.shape, True, scale)
-    return duals
-
-
-def _dual_values(
-    constraints: list[Any], chain: Any, inverse: Any, n: int, y: np.ndarray
-) -> dict[int, np.ndarray]:
-    """The dual variables of constraints, by id, at one y; leaves the constraints as they were."""
-    if not constraints:
-        return {}
-    reply = chain.invert(MLXCONE.answer(np.zeros(n), y), inverse)
-    values = {}
-    for constraint in constraints:
-        before = [d.value for d in constraint.dual_variables]
-        constraint.save_dual_value(reply.dual_vars[constraint.id])
-        for variable, old in zip(constraint.dual_variables, before, strict=True):
-            values[variable.id] = np.asarray(variable.value, dtype=np.float64)
-            variable.save_value(old)
-    return values
+def _recovery(variable: Any, names: list[int], starts: dict[int, int], gp: bool) -> Recovery:
+    """Where a variable of the problem stands in x."""
+    found = {
+        part.component: entries(variable.size, starts[name] if variable.size else 0, part)
+        for name, part in zip(names, leaves.parts(variable, gp), strict=True)
+    }
+    real = found.get("real", found.get("whole"))
+    return Recovery(tuple(variable.shape), real, found.get("imag"), logarithm=gp)
 
 
 def _data_map(tensor: Any, rows: np.ndarray, shape: tuple[int, ...], spans: list[slice]) -> DataMap:
@@ -215,10 +150,13 @@ def canonicalize(
     """
     _validate(problem, parameters, variables, gp)
     backend = None if canon_backend == "diffcp" else canon_backend
+    # What CVXPY remembers of a problem belongs to the user: a problem of our own is compiled.
+    problem = cp.Problem(problem.objective, problem.constraints)
     try:
-        data, chain, inverse = problem.get_problem_data(
-            solver=MLXCONE(), gp=gp, verbose=verbose, canon_backend=backend
-        )
+        with scopes.quad_form_dpp_scope():
+            data, chain, inverse = problem.get_problem_data(
+                solver=MLXCONE(), gp=gp, verbose=verbose, canon_backend=backend
+            )
     except error.SolverError as refusal:
         raise NotImplementedError(
             f"the problem needs more than continuous variables and convex cones: {refusal}"
@@ -227,24 +165,23 @@ def canonicalize(
     if program.dir_cones or program.lower_bounds is not None or program.upper_bounds is not None:
         raise NotImplementedError("CVXPY kept constraints apart from A; this release is not known")
     n, m = program.x.size, program.constr_size
-    lowered = chain.compose_param_id_map()
-    sources, picks, spans = [], [], []
-    for position, parameter in enumerate(parameters):
-        # In a geometric program one parameter may appear as itself (an exponent) and as its log.
-        for name in dict.fromkeys([parameter.id, *lowered.get(parameter.id, [])]):
-            start = program.param_id_to_col.get(name)
-            if start is not None:
-                sources.append(Source(position, gp and name != parameter.id))
-                picks.append(_pick(parameter))
-                spans.append(slice(start, start + picks[-1].index.size))
+    lowered, moved = chain.compose_param_id_map(), chain.compose_var_id_map()
+    located = [
+        pair
+        for position, parameter in enumerate(parameters)
+        for pair in _picks(position, parameter, lowered, program.param_id_to_col, gp)
+    ]
+    picks = tuple(pick for _, pick in located)
+    spans = [slice(start, start + pick.index.size) for start, pick in located]
+    if sum(pick.index.size for pick in picks) != program.A.shape[1] - 1:
+        raise NotImplementedError("CVXPY rewrites a parameter in a way that is not known here")
     # CVXPY: A_c x + b_c in K, entries by columns, b_c as column n. Here A = -A_c, b = b_c.
     by_rows = np.arange(m * n).reshape(n, m).T.ravel()
-    moved = chain.compose_var_id_map()
-    duals = _duals(problem, variables, chain, inverse, n, m)
-    found = [
-        duals.get(v.id) or _recovery(v, program.var_id_to_col[moved.get(v.id, [v.id])[0]])
-        for v in variables
-    ]
+    found = duals.locate(problem, variables, chain, inverse, n, m)
+    for variable in variables:
+        if variable.id not in found:
+            names = moved.get(variable.id, [variable.id])
+            found[variable.id] = _recovery(variable, names, program.var_id_to_col, gp)
     P = None
     if program.P is not None and program.P.nnz:
         P = _data_map(program.P, np.arange(n * n), (n, n), spans)
@@ -254,8 +191,6 @@ def canonicalize(
         q=_data_map(program.q, np.arange(n), (n,), spans),
         A=_data_map(-program.A, by_rows, (m, n), spans),
         b=_data_map(program.A, n * m + np.arange(m), (m,), spans),
-        picks=tuple(picks),
-        variables=tuple(found),
-        sources=tuple(sources),
-        geometric=gp,
+        picks=picks,
+        variables=tuple(found[v.id] for v in variables),
     )

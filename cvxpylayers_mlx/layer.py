@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -64,6 +63,7 @@ class CvxpyLayer:
             problem, parameters, variables, gp=gp, verbose=verbose, canon_backend=canon_backend
         )
         self._shapes = [tuple(p.shape) for p in parameters]
+        self._complex = [p.is_complex() for p in parameters]
 
     def __call__(
         self, *params: mx.array, solver_args: Mapping[str, Any] | None = None
@@ -84,26 +84,17 @@ class CvxpyLayer:
             mlxcone.SolverError: a problem of the batch has no solution (see "on_failure").
         """
         settings = self._settings.override(solver_args or {})
-        checked = parameter_vector.check(params, self._shapes)
+        checked = parameter_vector.check(params, self._shapes, self._complex)
         form = self._canonical
-        canonical = parameter_vector.select(checked, form.sources)
-        P, q, A, b = (self._data(part, canonical) for part in (form.P, form.q, form.A, form.b))
+        selected = parameter_vector.select(checked, form.picks)
+        P, q, A, b = (self._data(part, selected) for part in (form.P, form.q, form.A, form.b))
         solution = mlxcone.solve(P, q, A, b, form.cones, settings=settings)
-        x, y = solution.x, solution.y
         # Nothing batched reached the data of a batched call: every lane has the same answer.
-        x, y = (v if v.ndim == 2 else v[None] for v in (x, y))
-        found = [
-            recover.variable(y if v.is_dual else x, v.index, v.shape, v.factor)
-            for v in form.variables
-        ]
-        if form.geometric:
-            with mx.stream(mx.cpu):  # type: ignore[arg-type]
-                # mx.exp rounds float64 to float32.
-                found = [mx.power(mx.array(math.e, dtype=v.dtype), v) for v in found]
+        x, y = (v if v.ndim == 2 else v[None] for v in (solution.x, solution.y))
+        found = [recover.value(x, y, v, checked.dtype) for v in form.variables]
         if checked.batch is None:
-            return tuple(v[0].astype(checked.dtype) for v in found)
-        shape = checked.batch
-        return tuple(mx.broadcast_to(v, (shape, *v.shape[1:])).astype(checked.dtype) for v in found)
+            return tuple(v[0] for v in found)
+        return tuple(mx.broadcast_to(v, (checked.batch, *v.shape[1:])) for v in found)
 
     def forward(
         self, *params: mx.array, solver_args: Mapping[str, Any] | None = None
@@ -111,12 +102,12 @@ class CvxpyLayer:
         """The same as calling the layer."""
         return self(*params, solver_args=solver_args)
 
-    def _data(self, part: DataMap | None, checked: parameter_vector.Checked) -> mx.array | None:
+    def _data(self, part: DataMap | None, selected: parameter_vector.Checked) -> mx.array | None:
         """One of P, q, A, b; with a batch axis only if it depends on a batched parameter."""
         if part is None:
             return None
-        batched = any(u and b for u, b in zip(part.uses, checked.batched, strict=True))
-        lanes = (checked.batch or 1) if batched else 1
+        batched = any(u and b for u, b in zip(part.uses, selected.batched, strict=True))
+        lanes = (selected.batch or 1) if batched else 1
         picks = self._canonical.picks
-        flat = part.linear(parameter_vector.flatten(checked, picks, part.uses, lanes))
+        flat = part.linear(parameter_vector.flatten(selected, picks, part.uses, lanes))
         return flat.reshape(lanes, *part.shape) if batched else flat.reshape(part.shape)

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import mlx.core as mx
+import numpy as np
 
 from mlxcone import as_array
 
@@ -13,8 +14,9 @@ from mlxcone import as_array
 class Checked(NamedTuple):
     """Validated parameters.
 
-    ``values`` have one float dtype, for computing; ``dtype`` is the one to answer in; ``batch`` is
-    None for an unbatched call, and ``batched`` says which parameters carry the batch axis.
+    ``values`` have one float dtype, for computing, or are complex64; ``dtype`` is the one to
+    answer in; ``batch`` is None for an unbatched call, and ``batched`` says which parameters carry
+    the batch axis.
     """
 
     values: list[mx.array]
@@ -24,27 +26,38 @@ class Checked(NamedTuple):
 
 
 class Pick(NamedTuple):
-    """Which entries of a parameter's row-major flat array are canonical, in order.
+    """A canonical vector: some entries of one component of a parameter.
 
-    Each is the mean of the entries at ``index`` and at ``mirror`` if there is one.
+    ``component`` is "whole", "logarithm", "real" or "imag". Entry k is the one at ``index[k]`` of
+    the row-major flat array, or with a ``mirror`` the mean of that and ``sign`` times the one at
+    ``mirror[k]``.
     """
 
+    parameter: int
+    component: str
     index: mx.array
     mirror: mx.array | None
+    sign: float = 1.0
 
 
-def check(values: tuple[Any, ...], shapes: list[tuple[int, ...]]) -> Checked:
+def check(
+    values: tuple[Any, ...], shapes: list[tuple[int, ...]], is_complex: Sequence[bool]
+) -> Checked:
     """Validate the arrays of a call against the shapes of the parameters.
 
     Raises:
         ValueError: number, shape, dimensionality or batch sizes do not fit.
+        TypeError: not numeric, or complex for a real parameter.
     """
     if len(values) != len(shapes):
         raise ValueError(
             "A tensor must be provided for each CVXPY parameter; "
             f"received {len(values)} tensors, expected {len(shapes)}"
         )
-    arrays = [as_array(f"parameter {i}", v) for i, v in enumerate(values)]
+    arrays = [
+        _array(f"parameter {i}", v, c)
+        for i, (v, c) in enumerate(zip(values, is_complex, strict=True))
+    ]
     sizes: list[int] = []
     for i, (array, shape) in enumerate(zip(arrays, shapes, strict=True)):
         got = tuple(array.shape)
@@ -72,38 +85,60 @@ def check(values: tuple[Any, ...], shapes: list[tuple[int, ...]]) -> Checked:
     batch = present.pop() if present else None
     if batch == 0:
         raise ValueError("Inconsistent batch sizes. The batch is empty.")
-    answer = arrays[0].dtype if arrays else mx.float32
-    for array in arrays[1:]:
-        answer = mx.result_type(mx.zeros((), dtype=answer), mx.zeros((), dtype=array.dtype))
+    floats = [mx.float32 if _is_complex(a) else a.dtype for a in arrays]
+    answer = floats[0] if floats else mx.float32
+    for dtype in floats[1:]:
+        answer = mx.result_type(mx.zeros((), dtype=answer), mx.zeros((), dtype=dtype))
     compute = mx.float64 if answer == mx.float64 else mx.float32
-    return Checked(
-        [a.astype(compute) for a in arrays], answer, batch, [size >= 0 for size in sizes]
-    )
+    arrays = [a if _is_complex(a) else a.astype(compute) for a in arrays]
+    return Checked(arrays, answer, batch, [size >= 0 for size in sizes])
 
 
-def select(checked: Checked, sources: Iterable[tuple[int, bool]]) -> Checked:
-    """The canonical parameters: for each (position, logarithm) that array, or its logarithm."""
-    chosen = list(sources)
-    values = [mx.log(checked.values[i]) if log else checked.values[i] for i, log in chosen]
-    return checked._replace(values=values, batched=[checked.batched[i] for i, _ in chosen])
+def _is_complex(array: mx.array) -> bool:
+    return array.dtype == mx.complex64
+
+
+def _array(name: str, value: Any, may_be_complex: bool) -> mx.array:
+    if may_be_complex and not isinstance(value, mx.array):
+        value = value.toarray() if hasattr(value, "toarray") else value
+        if np.iscomplexobj(value):
+            value = mx.array(np.asarray(value, dtype=np.complex64))
+    if may_be_complex and isinstance(value, mx.array) and _is_complex(value):
+        return value
+    return as_array(name, value)
+
+
+def _component(value: mx.array, component: str, dtype: mx.Dtype) -> mx.array:
+    if component == "logarithm":
+        return mx.log(value)
+    if component in ("real", "imag") and _is_complex(value):
+        return (mx.real(value) if component == "real" else mx.imag(value)).astype(dtype)
+    return mx.zeros_like(value) if component == "imag" else value
+
+
+def select(checked: Checked, picks: Sequence[Pick]) -> Checked:
+    """The components that canonical vectors are made of, one for each pick."""
+    dtype = mx.float64 if checked.dtype == mx.float64 else mx.float32
+    values = [_component(checked.values[p.parameter], p.component, dtype) for p in picks]
+    return checked._replace(values=values, batched=[checked.batched[p.parameter] for p in picks])
 
 
 def flatten(
-    checked: Checked, picks: tuple[Pick, ...], used: tuple[bool, ...], lanes: int
+    selected: Checked, picks: Sequence[Pick], used: tuple[bool, ...], lanes: int
 ) -> mx.array:
     """Canonical parameter vector, (lanes, total + 1), with the constant 1 last.
 
     Args:
-        checked (Checked): the arrays.
-        picks (tuple): for each parameter its canonical entries.
-        used (tuple): parameters to fill in; the others are left at zero, so that what is
-            computed from the used ones alone need not carry the batch axis of the rest.
+        selected (Checked): the components of the picks.
+        picks (tuple): the canonical vectors.
+        used (tuple): those to fill in; the others are left at zero, so that what is computed from
+            the used ones alone need not carry the batch axis of the rest.
         lanes (int): rows of the result.
     """
-    dtype = checked.values[0].dtype if checked.values else mx.float32
+    dtype = selected.values[0].dtype if selected.values else mx.float32
     pieces = []
     for value, pick, wanted, batched in zip(
-        checked.values, picks, used, checked.batched, strict=True
+        selected.values, picks, used, selected.batched, strict=True
     ):
         if not wanted:
             pieces.append(mx.zeros((lanes, pick.index.size), dtype=dtype))
@@ -111,6 +146,6 @@ def flatten(
         flat = value.reshape(value.shape[0] if batched else 1, -1)
         piece = mx.take(flat, pick.index, axis=1)
         if pick.mirror is not None:
-            piece = 0.5 * (piece + mx.take(flat, pick.mirror, axis=1))
+            piece = 0.5 * (piece + pick.sign * mx.take(flat, pick.mirror, axis=1))
         pieces.append(mx.broadcast_to(piece, (lanes, pick.index.size)))
     return mx.concatenate([*pieces, mx.ones((lanes, 1), dtype=dtype)], axis=1)

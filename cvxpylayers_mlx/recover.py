@@ -1,25 +1,87 @@
-"""From the solution x of the cone program to the variables of the user."""
+"""From the solution of the cone program to the variables of the user."""
 
 from __future__ import annotations
 
+import math
+from dataclasses import dataclass
+
 import mlx.core as mx
+import numpy as np
+
+from cvxpylayers_mlx.leaves import Part
 
 
-def variable(
-    x: mx.array, index: mx.array, shape: tuple[int, ...], factor: mx.array | None = None
-) -> mx.array:
-    """Values (B, *shape) of one variable.
+@dataclass(frozen=True)
+class Entries:
+    """Where the entries of a real array, row by row, stand in a vector.
 
-    Args:
-        x (mx.array): (B, n).
-        index (mx.array): for each entry of the variable, row by row, 1 + its place in x, or 0
-            where the entry is always zero.
-        shape (tuple[int, ...]): shape of the variable.
-        factor (mx.array): what each entry is multiplied with; None is 1.
+    Index 0 means the constant 0, k means ``factor`` times entry k - 1; no factor is 1.
     """
-    padded = mx.concatenate([mx.zeros((x.shape[0], 1), dtype=x.dtype), x], axis=1)
-    entries = mx.take(padded, index, axis=1)
-    if factor is not None:
-        with mx.stream(mx.cpu):  # type: ignore[arg-type]
-            entries = entries * factor.astype(x.dtype)
-    return entries.reshape(x.shape[0], *shape)
+
+    index: mx.array
+    factor: mx.array | None = None
+
+
+@dataclass(frozen=True)
+class Recovery:
+    """A variable in x, or a dual variable in y.
+
+    With ``imag`` the value is complex; ``real`` is then None if it is purely imaginary.
+    ``logarithm`` says that the vector holds the logarithm of the value.
+    """
+
+    shape: tuple[int, ...]
+    real: Entries | None
+    imag: Entries | None = None
+    is_dual: bool = False
+    logarithm: bool = False
+
+
+def entries(size: int, start: int, part: Part) -> Entries:
+    """Entries of a variable of some size, one of whose parts begins at ``start`` in x."""
+    index, factor = np.zeros(size, dtype=np.int32), np.ones(size)
+    index[part.mirror] = index[part.index] = start + 1 + np.arange(part.index.size)
+    factor[part.mirror] = part.sign
+    factor[part.index] = 1.0
+    return located(index, factor)
+
+
+def located(index: np.ndarray, factor: np.ndarray) -> Entries:
+    """Entries from NumPy arrays; a factor of ones is left out."""
+    places = mx.array(index.ravel().astype(np.int32))
+    if np.all(factor[index != 0] == 1.0):
+        return Entries(places)
+    with mx.stream(mx.cpu):  # type: ignore[arg-type]
+        return Entries(places, mx.array(factor.ravel(), dtype=mx.float64))
+
+
+def value(x: mx.array, y: mx.array, recovery: Recovery, dtype: mx.Dtype) -> mx.array:
+    """Value (B, *shape) of one variable from x (B, n) and y (B, m).
+
+    It has ``dtype``, or complex64 if the variable is complex.
+    """
+    vector = y if recovery.is_dual else x
+    padded = mx.concatenate([mx.zeros((vector.shape[0], 1), dtype=vector.dtype), vector], axis=1)
+    shape = (vector.shape[0], *recovery.shape)
+    if recovery.imag is None:
+        found = mx.zeros(shape) if recovery.real is None else _read(padded, recovery.real)
+        return (_exp(found) if recovery.logarithm else found).reshape(shape).astype(dtype)
+    # MLX has no complex type of double precision.
+    found = _read(padded, recovery.imag).astype(mx.float32) * mx.array(1j)
+    if recovery.real is not None:
+        found = found + _read(padded, recovery.real).astype(mx.float32)
+    return found.reshape(shape)
+
+
+def _read(padded: mx.array, where: Entries) -> mx.array:
+    found = mx.take(padded, where.index, axis=1)
+    if where.factor is None:
+        return found
+    with mx.stream(mx.cpu):  # type: ignore[arg-type]
+        return found * where.factor.astype(padded.dtype)
+
+
+def _exp(v: mx.array) -> mx.array:
+    with mx.stream(mx.cpu):  # type: ignore[arg-type]
+        # mx.exp rounds float64 to float32.
+        return mx.power(mx.array(math.e, dtype=v.dtype), v)

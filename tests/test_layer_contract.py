@@ -241,13 +241,6 @@ def test_a_single_parameter_without_a_list() -> None:
         CvxpyLayer(problem, p, variables)  # type: ignore[arg-type]
 
 
-def test_dual_variables_of_geometric_programs_say_so() -> None:
-    x, p = cp.Variable(pos=True), cp.Parameter(pos=True)
-    problem = cp.Problem(cp.Minimize(x), [x >= p])
-    with pytest.raises(NotImplementedError, match="dual variable of a geometric"):
-        CvxpyLayer(problem, [p], [problem.constraints[0].dual_variables[0]], gp=True)
-
-
 def test_what_is_not_a_geometric_program_says_so() -> None:
     x, p = cp.Variable(), cp.Parameter()
     with pytest.raises(NotDPPError, match="log-log convex and DPP"):
@@ -267,13 +260,6 @@ def test_a_parameter_that_is_an_exponent_and_a_factor() -> None:
 def test_other_solvers_say_so(solver: str) -> None:
     with pytest.raises(NotImplementedError, match=f"solver='{solver}'.*MLXCONE"):
         layer_of(nonneg_projection(), solver=solver)
-
-
-def test_complex_variables_say_so() -> None:
-    x, p = cp.Variable(2, complex=True), cp.Parameter(2)
-    problem = cp.Problem(cp.Minimize(cp.sum_squares(x - p)))
-    with pytest.raises(NotImplementedError, match="complex"):
-        CvxpyLayer(problem, [p], [x])
 
 
 CONES: dict[str, Callable[[Any], list[Any]]] = {
