@@ -14,7 +14,7 @@ from cvxpylayers_mlx import CvxpyLayer
 
 TIGHT = {"tol_gap_abs": 1e-12, "tol_gap_rel": 1e-12, "tol_feas": 1e-12}
 C = np.random.default_rng(5).standard_normal((3, 3))
-pytestmark = pytest.mark.filterwarnings("ignore:Solution may be inaccurate", "ignore:\n?.*NonPos")
+pytestmark = pytest.mark.filterwarnings("ignore:Solution may be inaccurate")
 Built = tuple[cp.Problem, cp.Parameter, list[Any]]
 
 
