@@ -12,12 +12,12 @@ import scipy.sparse as sp
 from cvxpy import error, settings
 from cvxpy.utilities import scopes
 
+import mlxcone
 from cvxpylayers_mlx import duals, leaves
 from cvxpylayers_mlx.affine import SparseMap
 from cvxpylayers_mlx.leaves import Part
 from cvxpylayers_mlx.parameters import Pick
 from cvxpylayers_mlx.recover import Recovery, entries
-from mlxcone import MLXCONE
 
 
 class NotDPPError(AssertionError, ValueError):
@@ -39,13 +39,20 @@ class DataMap:
 
 @dataclass(frozen=True)
 class Canonical:
-    """Everything a layer needs of its problem; holds no CVXPY object."""
+    """Everything a layer needs of its problem; holds no CVXPY object.
 
-    cones: dict[str, Any]
+    The user's objective is ``sign`` times that of the program plus ``constant``, or if
+    ``logarithm`` e to the power of that.
+    """
+
+    cones: mlxcone.Cones
     P: DataMap | None
     q: DataMap
     A: DataMap
     b: DataMap
+    constant: DataMap
+    sign: float
+    logarithm: bool
     picks: tuple[Pick, ...]
     variables: tuple[Recovery, ...]
 
@@ -155,7 +162,7 @@ def canonicalize(
     try:
         with scopes.quad_form_dpp_scope():
             data, chain, inverse = problem.get_problem_data(
-                solver=MLXCONE(), gp=gp, verbose=verbose, canon_backend=backend
+                solver=mlxcone.MLXCONE(), gp=gp, verbose=verbose, canon_backend=backend
             )
     except error.SolverError as refusal:
         raise NotImplementedError(
@@ -186,11 +193,14 @@ def canonicalize(
     if program.P is not None and program.P.nnz:
         P = _data_map(program.P, np.arange(n * n), (n, n), spans)
     return Canonical(
-        cones=MLXCONE.cones_of(dims),
+        cones=mlxcone.Cones.of(mlxcone.MLXCONE.cones_of(dims)),
         P=P,
         q=_data_map(program.q, np.arange(n), (n,), spans),
         A=_data_map(-program.A, by_rows, (m, n), spans),
         b=_data_map(program.A, n * m + np.arange(m), (m,), spans),
+        constant=_data_map(program.q, np.array([n]), (1,), spans),
+        sign=-1.0 if isinstance(problem.objective, cp.Maximize) else 1.0,
+        logarithm=gp,
         picks=picks,
         variables=tuple(found[v.id] for v in variables),
     )

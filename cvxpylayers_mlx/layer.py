@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import mlx.core as mx
 
@@ -11,9 +11,24 @@ import mlxcone
 from cvxpylayers_mlx import parameters as parameter_vector
 from cvxpylayers_mlx import recover
 from cvxpylayers_mlx.canonicalize import DataMap, canonicalize
+from cvxpylayers_mlx.foreign import Foreign
+from cvxpylayers_mlx.native import Native
 
 if TYPE_CHECKING:
     import cvxpy as cp
+
+
+class LayerSolution(NamedTuple):
+    """What `CvxpyLayer.solve` returns.
+
+    ``variables`` are what a call of the layer returns; ``info`` has the status, iterations,
+    residuals and the objective (that of the problem as the user wrote it, differentiable like the
+    variables), shape (B,) or (); ``canonical`` is the solution of the cone program, a warm start.
+    """
+
+    variables: tuple[mx.array, ...]
+    info: mlxcone.Info
+    canonical: mlxcone.Solution
 
 
 class CvxpyLayer:
@@ -24,22 +39,30 @@ class CvxpyLayer:
         layer = CvxpyLayer(problem, parameters=[A, b], variables=[x])
         (x_star,) = layer(A_values, b_values)
 
+    Layers copy and pickle, hold nothing of CVXPY, and have no parameters for an optimizer to
+    find: as an attribute of an ``mlx.nn.Module`` one is neither trained nor saved.
+
     Args:
-        problem (cvxpy.Problem): DPP; linear, quadratic or second-order cone.
+        problem (cvxpy.Problem): DPP, with any convex cone of CVXPY; ``quad_form(x, P)`` with P a
+            parameter may stand in the objective.
         parameters (list): all parameters of the problem, in the order of the calls.
         variables (list): the variables whose values a call returns; dual variables of its
             constraints (``constraint.dual_variables``) may be among them.
-        solver: None or "MLXCONE".
+        solver: None or "MLXCONE"; the name of another solver of CVXPY (``cp.CLARABEL``, ...)
+            makes it solve the problems of a batch one by one, with our derivatives at its
+            answers. Meant for debugging: slow, and not for ``mx.vmap`` and ``mx.compile``.
         gp (bool): the problem is a geometric program (log-log convex).
         verbose (bool): print CVXPY's compilation and the solver's table.
         canon_backend (str): CVXPY's canonicalization backend; None or "diffcp" for automatic.
         solver_args (dict): defaults for `mlxcone.Settings` ("eps", "max_iters", ...).
             "on_failure" is "raise" by default; "nan" fills lanes without a solution.
+            "warm_start" may be True, to begin where the last call ended, or a `LayerSolution`.
+            For another solver: arguments of ``cvxpy.Problem.solve``, and "on_failure".
 
     Raises:
         AssertionError, ValueError: the problem is not DPP (one error that is both).
         ValueError: parameters, variables, solver or solver_args do not match.
-        NotImplementedError: a feature that this release does not have.
+        NotImplementedError: the problem is not convex and continuous.
     """
 
     def __init__(
@@ -53,12 +76,9 @@ class CvxpyLayer:
         canon_backend: str | None = None,
         solver_args: dict[str, Any] | None = None,
     ) -> None:
-        if solver is not None and str(solver).upper() != "MLXCONE":
-            raise NotImplementedError(
-                f"solver={solver!r}: only None and 'MLXCONE' are supported yet"
-            )
-        defaults: dict[str, Any] = {"on_failure": "raise", "verbose": verbose}
-        self._settings = mlxcone.Settings().override({**defaults, **(solver_args or {})})
+        options = {"verbose": verbose, **(solver_args or {})}
+        name = "MLXCONE" if solver is None else str(solver).upper()
+        self._solver = Native(options) if name == "MLXCONE" else Foreign(name, options)
         self._canonical = canonicalize(
             problem, parameters, variables, gp=gp, verbose=verbose, canon_backend=canon_backend
         )
@@ -83,24 +103,45 @@ class CvxpyLayer:
             ValueError: number, shapes or batch sizes of the parameters do not fit.
             mlxcone.SolverError: a problem of the batch has no solution (see "on_failure").
         """
-        settings = self._settings.override(solver_args or {})
-        checked = parameter_vector.check(params, self._shapes, self._complex)
-        form = self._canonical
-        selected = parameter_vector.select(checked, form.picks)
-        P, q, A, b = (self._data(part, selected) for part in (form.P, form.q, form.A, form.b))
-        solution = mlxcone.solve(P, q, A, b, form.cones, settings=settings)
-        # Nothing batched reached the data of a batched call: every lane has the same answer.
-        x, y = (v if v.ndim == 2 else v[None] for v in (solution.x, solution.y))
-        found = [recover.value(x, y, v, checked.dtype) for v in form.variables]
-        if checked.batch is None:
-            return tuple(v[0] for v in found)
-        return tuple(mx.broadcast_to(v, (checked.batch, *v.shape[1:])) for v in found)
+        return self.solve(*params, solver_args=solver_args).variables
 
     def forward(
         self, *params: mx.array, solver_args: Mapping[str, Any] | None = None
     ) -> tuple[mx.array, ...]:
         """The same as calling the layer."""
         return self(*params, solver_args=solver_args)
+
+    def solve(
+        self, *params: mx.array, solver_args: Mapping[str, Any] | None = None
+    ) -> LayerSolution:
+        """Call the layer and learn how the solve went, too.
+
+        Takes and raises what a call does. With ``{"on_failure": "return"}`` or "nan",
+        ``info.status`` tells which problems have a solution.
+        """
+        checked = parameter_vector.check(params, self._shapes, self._complex)
+        form = self._canonical
+        selected = parameter_vector.select(checked, form.picks)
+        data = tuple(self._data(part, selected) for part in (form.P, form.q, form.A, form.b))
+        found = self._solver(data, form.cones, solver_args or {})
+        # Nothing batched reached the data of a batched call: every lane has the same answer.
+        x, y = (v if v.ndim == 2 else v[None] for v in (found.x, found.y))
+        values = [recover.value(x, y, v, checked.dtype) for v in form.variables]
+        info = found.info._replace(objective=self._objective(found, selected))
+        if checked.batch is None:
+            return LayerSolution(tuple(v[0] for v in values), info, found)
+        batch = checked.batch
+        values = [mx.broadcast_to(v, (batch, *v.shape[1:])) for v in values]
+        info = mlxcone.Info(*(mx.broadcast_to(v, (batch,)) for v in info))
+        return LayerSolution(tuple(values), info, found)
+
+    def _objective(self, found: mlxcone.Solution, selected: parameter_vector.Checked) -> mx.array:
+        form = self._canonical
+        constant: Any = self._data(form.constant, selected)
+        with mx.stream(mx.cpu):  # type: ignore[arg-type]
+            value = form.sign * (found.info.objective + constant[..., 0])
+        value = recover.exp(value) if form.logarithm else value
+        return value.astype(selected.dtype)
 
     def _data(self, part: DataMap | None, selected: parameter_vector.Checked) -> mx.array | None:
         """One of P, q, A, b; with a batch axis only if it depends on a batched parameter."""

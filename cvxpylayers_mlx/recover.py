@@ -19,7 +19,8 @@ class Entries:
     """
 
     index: mx.array
-    factor: mx.array | None = None
+    # NumPy, for a pickled float64 mx.array comes back as float32.
+    factor: np.ndarray | None = None
 
 
 @dataclass(frozen=True)
@@ -51,8 +52,7 @@ def located(index: np.ndarray, factor: np.ndarray) -> Entries:
     places = mx.array(index.ravel().astype(np.int32))
     if np.all(factor[index != 0] == 1.0):
         return Entries(places)
-    with mx.stream(mx.cpu):  # type: ignore[arg-type]
-        return Entries(places, mx.array(factor.ravel(), dtype=mx.float64))
+    return Entries(places, factor.ravel())
 
 
 def value(x: mx.array, y: mx.array, recovery: Recovery, dtype: mx.Dtype) -> mx.array:
@@ -65,7 +65,7 @@ def value(x: mx.array, y: mx.array, recovery: Recovery, dtype: mx.Dtype) -> mx.a
     shape = (vector.shape[0], *recovery.shape)
     if recovery.imag is None:
         found = mx.zeros(shape) if recovery.real is None else _read(padded, recovery.real)
-        return (_exp(found) if recovery.logarithm else found).reshape(shape).astype(dtype)
+        return (exp(found) if recovery.logarithm else found).reshape(shape).astype(dtype)
     # MLX has no complex type of double precision.
     found = _read(padded, recovery.imag).astype(mx.float32) * mx.array(1j)
     if recovery.real is not None:
@@ -78,10 +78,11 @@ def _read(padded: mx.array, where: Entries) -> mx.array:
     if where.factor is None:
         return found
     with mx.stream(mx.cpu):  # type: ignore[arg-type]
-        return found * where.factor.astype(padded.dtype)
+        return found * mx.array(where.factor, dtype=padded.dtype)
 
 
-def _exp(v: mx.array) -> mx.array:
+def exp(v: mx.array) -> mx.array:
+    """e^v, to the last digits of its dtype."""
     with mx.stream(mx.cpu):  # type: ignore[arg-type]
         # mx.exp rounds float64 to float32.
         return mx.power(mx.array(math.e, dtype=v.dtype), v)

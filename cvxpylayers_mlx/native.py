@@ -1,0 +1,65 @@
+"""mlxcone as the solver of a layer."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+import mlxcone
+
+
+class Native:
+    """`mlxcone.solve` with the settings of a layer, and its memory of the last solution.
+
+    Args:
+        options (dict): of `mlxcone.Settings`, and "warm_start": True to begin each solve where
+            the last one ended, or a `LayerSolution`, a `mlxcone.Solution` or (x, y, s) to begin
+            at.
+
+    Raises:
+        ValueError: an option is unknown.
+    """
+
+    def __init__(self, options: Mapping[str, Any]) -> None:
+        rest = {"on_failure": "raise", **options}
+        self._warm_start = rest.pop("warm_start", None)
+        self._settings = mlxcone.Settings().override(rest)
+        self._last: tuple[np.ndarray, ...] | None = None
+
+    def __call__(
+        self, data: tuple[Any, ...], cones: mlxcone.Cones, options: Mapping[str, Any]
+    ) -> mlxcone.Solution:
+        """Solve P, q, A, b, as `mlxcone.solve` takes them; options replace the layer's."""
+        rest = dict(options)
+        warm = rest.pop("warm_start", self._warm_start)
+        settings = self._settings.override(rest)
+        start = self._start(warm, data)
+        P, q, A, b = data
+        found = mlxcone.solve(P, q, A, b, cones, warm_start=start, settings=settings)
+        if warm is True and not settings.fixed_iters:
+            self._last = _numbers(found)
+        return found
+
+    def _start(self, warm: Any, data: tuple[Any, ...]) -> Any:
+        """(x, y, s) if there is one."""
+        if warm is True:
+            # One of another batch size says nothing; solutions of lanes that failed are not used.
+            lanes = [a.shape[:-r] for a, r in zip(data, (2, 1, 2, 1), strict=True) if a is not None]
+            batch = max(lanes, key=len)
+            fits = self._last is not None and self._last[0].shape[:-1] == batch
+            return self._last if fits else None
+        if warm is None or warm is False:
+            return None
+        return getattr(warm, "canonical", warm)
+
+
+def _numbers(solution: mlxcone.Solution) -> tuple[np.ndarray, ...] | None:
+    """x, y and s; None under transforms whose arrays have no numbers."""
+    try:
+        return tuple(np.array(v) for v in solution[:3])
+    except (RuntimeError, ValueError) as error:
+        if "transform" not in str(error):
+            raise
+        return None
