@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import numpy as np
@@ -21,19 +22,22 @@ def locate(
     Raises:
         NotImplementedError: CVXPY does not give the dual, or combines several entries of y.
     """
-    wanted = {v.id for v in variables}
-    constraints = [c for c in problem.constraints if wanted & {d.id for d in c.dual_variables}]
+    wanted = {v.id: tuple(v.shape) for v in variables}
+    constraints = [c for c in problem.constraints if any(d.id in wanted for d in c.dual_variables)]
     places = np.arange(1.0, m + 1.0)
     probes = (np.ones(m), places, np.random.default_rng(0).standard_normal(m))
     seen = [_values(constraints, chain, inverse, n, y) for y in probes]
     duals = {}
-    for identity in set(seen[0]) & wanted:
+    for identity in seen[0].keys() & wanted.keys():
         images = [values[identity] for values in seen]
         real = _entries([np.real(v) for v in images], probes[2])
         imag = None
         if any(np.iscomplexobj(v) for v in images):
             imag = _entries([np.imag(v) for v in images], probes[2])
-        duals[identity] = Recovery(images[0].shape, real, imag, is_dual=True)
+        # CVXPY may save a column, (3, 1), for what it declares to be a vector, (3,).
+        declared, saved = wanted[identity], images[0].shape
+        shape = declared if math.prod(declared) == math.prod(saved) else saved
+        duals[identity] = Recovery(shape, real, imag, is_dual=True)
     return duals
 
 

@@ -50,7 +50,7 @@ def wide(values: Any) -> mx.array:
 
 def reference(problem: cp.Problem, constraints: list[Any]) -> list[np.ndarray]:
     problem.solve(solver=cp.CLARABEL, **TIGHT)
-    return [np.array(d.value) for c in constraints for d in c.dual_variables]
+    return [np.array(d.value).reshape(d.shape) for c in constraints for d in c.dual_variables]
 
 
 @pytest.mark.parametrize("name", PROBLEMS)
