@@ -14,9 +14,10 @@ from typing import Any, NamedTuple
 import mlx.core as mx
 import numpy as np
 from cvxpy import settings as names
+from cvxpy.atoms.geo_mean import GeoMean
 from cvxpy.constraints.exponential import ExpCone
 from cvxpy.constraints.nonpos import NonNeg
-from cvxpy.constraints.power import PowCone3D
+from cvxpy.constraints.power import PowCone3D, PowConeND
 from cvxpy.constraints.psd import SvecPSD
 from cvxpy.constraints.second_order import SOC
 from cvxpy.constraints.zero import Zero
@@ -49,16 +50,8 @@ def cones_of(dims: Any) -> dict[str, Any]:
 
     Args:
         dims (ConeDims): ``data["dims"]`` of ``problem.get_problem_data(solver=MLXCONE())``.
-
-    Raises:
-        NotImplementedError: there is an n-dimensional power cone; for `MLXCONE` CVXPY splits
-            those into three-dimensional ones.
     """
-    if dims.pnd:
-        raise NotImplementedError(
-            "n-dimensional power cones; canonicalize with solver=MLXCONE(), which splits them"
-        )
-    return {
+    cones = {
         "z": dims.zero,
         "l": dims.nonneg,
         "q": list(dims.soc),
@@ -66,6 +59,22 @@ def cones_of(dims: Any) -> dict[str, Any]:
         "ep": dims.exp,
         "p": list(dims.p3d),
     }
+    # A key that SCS does not know stands only where it is needed.
+    return cones | {"pnd": [list(alphas) for alphas in dims.pnd]} if dims.pnd else cones
+
+
+def _power_sizes(problem: Any) -> set[int]:
+    """Numbers of exponents of the n-dimensional power cones that a problem leads to."""
+    constraints = [c for c in problem.constraints if isinstance(c, PowConeND)]
+    sizes = {c.alpha.shape[c.axis] for c in constraints}
+    nodes = [problem.objective.expr, *(arg for c in problem.constraints for arg in c.args)]
+    while nodes:
+        node = nodes.pop()
+        nodes.extend(node.args)
+        # The approximation by second-order cones is a class of its own.
+        if type(node) is GeoMean:
+            sizes.add(len(node.w))
+    return sizes - {1}
 
 
 class _Answer(NamedTuple):
@@ -98,8 +107,8 @@ class MLXCONE(ConicSolver):
     MIP_CAPABLE = False
     REQUIRES_CONSTR = False
     cones_of = staticmethod(cones_of)
-    # What is not here (plain PSD, n-dimensional power cones, ...) CVXPY rewrites exactly.
-    SUPPORTED_CONSTRAINTS = [Zero, NonNeg, SOC, SvecPSD, ExpCone, PowCone3D]  # noqa: RUF012
+    # What is not here (plain PSD, ...) CVXPY rewrites exactly.
+    SUPPORTED_CONSTRAINTS = [Zero, NonNeg, SOC, SvecPSD, ExpCone, PowCone3D, PowConeND]  # noqa: RUF012
     EXP_CONE_ORDER = [0, 1, 2]  # noqa: RUF012
     PSD_TRIANGLE_KIND = TriangleKind.LOWER
     PSD_SQRT2_SCALING = True
@@ -113,6 +122,15 @@ class MLXCONE(ConicSolver):
 
     def name(self) -> str:
         return "MLXCONE"
+
+    def can_solve(self, problem_form: Any) -> bool:
+        """Whether the cones of a problem are supported; called before it is canonicalized."""
+        supported = list(type(self).SUPPORTED_CONSTRAINTS)
+        # CVXPY fails to list power cones of unequal sizes; it can split them.
+        if len(_power_sizes(problem_form._problem)) > 1:
+            supported.remove(PowConeND)
+        self.SUPPORTED_CONSTRAINTS = supported
+        return super().can_solve(problem_form)
 
     def import_solver(self) -> None:
         """Nothing to do: whoever holds this class has imported the solver."""

@@ -57,7 +57,11 @@ LEVELS: dict[str, tuple[int, int]] = {
 }
 
 # Only these know CVXPY; elsewhere it may be named for types.
-CVXPY_IMPORTERS = {"mlxcone.cvxpy_interface", "cvxpylayers_mlx.canonicalize"}
+CVXPY_IMPORTERS = {
+    "mlxcone.cvxpy_interface",
+    "cvxpylayers_mlx.canonicalize",
+    "cvxpylayers_mlx.foreign",
+}
 # Solvers of others belong to tests and benchmarks.
 FORBIDDEN_IMPORTS = (
     "clarabel",

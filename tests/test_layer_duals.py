@@ -102,7 +102,7 @@ def test_constraints_keep_the_dual_values_they_had() -> None:
     duals = [d for c in constraints for d in c.dual_variables]
     CvxpyLayer(problem, parameters=[p], variables=duals)
     for dual, value in zip(duals, before, strict=True):
-        np.testing.assert_array_equal(dual.value, value)
+        np.testing.assert_array_equal(np.reshape(dual.value, dual.shape), value)
 
 
 def test_duals_of_a_geometric_program() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping, Sized
 from dataclasses import dataclass, fields
 from numbers import Real
@@ -15,6 +16,7 @@ from mlxcone.cones.box import Box
 from mlxcone.cones.exponential import Exponential
 from mlxcone.cones.nonneg import NonNeg
 from mlxcone.cones.power import Power
+from mlxcone.cones.power_nd import PowerND
 from mlxcone.cones.second_order import SecondOrder
 from mlxcone.cones.semidefinite import Semidefinite
 from mlxcone.cones.zero import Zero
@@ -28,6 +30,7 @@ _SCS_KEYS = {
     "ep": "exp",
     "ed": "exp_dual",
     "p": "power",
+    "pnd": "power_nd",
 }
 _NOT_SUPPORTED = ("cs",)
 
@@ -67,6 +70,20 @@ def _exponent(value: Any) -> float:
     return alpha
 
 
+def _exponent_list(value: Any) -> tuple[float, ...]:
+    try:
+        alphas = tuple(float(alpha) for alpha in value)
+    except (TypeError, ValueError):
+        alphas = ()
+    total = math.fsum(alphas)
+    if len(alphas) < 2 or not all(a > 0 for a in alphas) or not abs(total - 1.0) <= 1e-6:
+        raise ValueError(
+            "cones: 'power_nd' must be lists of two or more positive exponents of sum 1, "
+            f"got {value!r}"
+        )
+    return tuple(alpha / total for alpha in alphas)
+
+
 def _bounds(value: Any) -> tuple[tuple[float, ...], tuple[float, ...]] | None:
     if value is None:
         return None
@@ -99,6 +116,8 @@ class Cones:
         exp_dual (int): number of their duals.
         power (tuple[float, ...]): exponents a of power cones {(x, y, z): x^a y^(1-a) >= |z|,
             x, y >= 0}; -a stands for the dual of that cone.
+        power_nd (tuple[tuple[float, ...], ...]): exponents a_1..a_k, positive and of sum 1, of
+            each power cone {(w_1..w_k, z): prod w_i^a_i >= |z|, w >= 0}, k >= 2.
 
     Raises:
         ValueError: a size is negative or not an integer, an exponent or a bound is out of range.
@@ -112,6 +131,7 @@ class Cones:
     exp: int = 0
     exp_dual: int = 0
     power: tuple[float, ...] = ()
+    power_nd: tuple[tuple[float, ...], ...] = ()
 
     def __post_init__(self) -> None:
         for name in ("zero", "nonneg", "exp", "exp_dual"):
@@ -123,6 +143,8 @@ class Cones:
             object.__setattr__(self, name, sizes)
         object.__setattr__(self, "box", _bounds(self.box))
         object.__setattr__(self, "power", tuple(_exponent(a) for a in _listed(self.power)))
+        lists = tuple(_exponent_list(a) for a in _listed(self.power_nd))
+        object.__setattr__(self, "power_nd", lists)
 
     @property
     def rows(self) -> int:
@@ -133,7 +155,8 @@ class Cones:
     def of(cls, cones: Cones | Mapping[str, Any]) -> Cones:
         """Accept a `Cones`, an SCS dict or a dict of this class's names.
 
-        SCS's keys are "z", "l", "bl" with "bu", "q", "s", "ep", "ed", "p".
+        SCS's keys are "z", "l", "bl" with "bu", "q", "s", "ep", "ed", "p"; "pnd", which SCS does
+        not have, is short for "power_nd".
 
         Raises:
             ValueError: a key is unknown, or names a cone that is not supported.
@@ -190,10 +213,11 @@ def _layout(cones: Cones) -> list[tuple[Any, int]]:
         (("exp",), 3 * cones.exp),
         (("exp dual",), 3 * cones.exp_dual),
         (("power",), 3 * len(cones.power)),
+        *((("power nd", len(alphas)), 1 + len(alphas)) for alphas in cones.power_nd),
     ]
 
 
-_RANK = ("zero", "nonneg", "box", "soc", "psd", "exp", "exp dual", "power")
+_RANK = ("zero", "nonneg", "box", "soc", "psd", "exp", "exp dual", "power", "power nd")
 
 
 def _group(cones: Cones, kind: tuple[Any, ...], rows: int) -> Cone:
@@ -213,8 +237,10 @@ def _group(cones: Cones, kind: tuple[Any, ...], rows: int) -> Cone:
             return Exponential(rows // 3, dual=False)
         case ("exp dual",):
             return Exponential(rows // 3, dual=True)
-        case _:
+        case ("power", ):
             return Power(cones.power)
+        case (_, size):
+            return PowerND(tuple(alphas for alphas in cones.power_nd if len(alphas) == size))
 
 
 class Product:

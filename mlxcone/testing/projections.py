@@ -1,7 +1,8 @@
 """Euclidean projections onto a cone and its dual, in plain NumPy and float64.
 
 The reference for the solver's own projections, so nothing is shared with them. The cone
-dictionary and the row order (z, l, bl with bu, q, s, ep, ed, p) are those of SCS 3.
+dictionary and the row order (z, l, bl with bu, q, s, ep, ed, p) are those of SCS 3; "pnd", lists of
+exponents of power cones of more rows, follows as in CVXPY.
 """
 
 import math
@@ -140,6 +141,24 @@ def _exponents(cones: ConeDict) -> list[float]:
     return [float(exponent) for exponent in np.atleast_1d(value)]
 
 
+def _exponent_lists(cones: ConeDict) -> list[Array]:
+    value = cones.get("pnd")
+    if value is None or (np.isscalar(value) and value == 0):
+        return []
+    try:
+        lists = [np.asarray(exponents, dtype=np.float64) for exponents in value]
+    except (TypeError, ValueError):
+        raise ValueError(f"cones['pnd']: expected lists of numbers, got {value!r}") from None
+    for exponents in lists:
+        # Written so that NaN fails.
+        valid = exponents.ndim == 1 and exponents.size > 1 and np.all(exponents > 0.0)
+        if not (valid and abs(np.sum(exponents) - 1.0) <= 1e-6):
+            raise ValueError(
+                f"cones['pnd']: expected two or more positive numbers of sum 1, got {exponents}"
+            )
+    return [exponents / np.sum(exponents) for exponents in lists]
+
+
 def _zero_blocks(cones: ConeDict) -> list[Block]:
     rows = _count(cones, "z")
     return [Block(rows, np.zeros_like, _identity)] if rows else []
@@ -183,9 +202,17 @@ def _dual_exponential_blocks(cones: ConeDict) -> list[Block]:
 def _power_blocks(cones: ConeDict) -> list[Block]:
     blocks = []
     for exponent in _exponents(cones):
-        block = _block(3, partial(project_power, exponent=abs(exponent)))
+        both = np.array([abs(exponent), 1.0 - abs(exponent)])
+        block = _block(3, partial(project_power, exponents=both))
         blocks.append(block if exponent > 0.0 else _dual_of(block))
     return blocks
+
+
+def _power_nd_blocks(cones: ConeDict) -> list[Block]:
+    return [
+        _block(exponents.size + 1, partial(project_power, exponents=exponents))
+        for exponents in _exponent_lists(cones)
+    ]
 
 
 # The order here is the order of the rows.
@@ -198,6 +225,7 @@ CONE_KINDS: tuple[ConeKind, ...] = (
     ConeKind(("ep",), _exponential_blocks),
     ConeKind(("ed",), _dual_exponential_blocks),
     ConeKind(("p",), _power_blocks),
+    ConeKind(("pnd",), _power_nd_blocks),
 )
 
 
@@ -296,6 +324,8 @@ def as_vector(v: ArrayLike, name: str, size: int) -> Array:
 def _is_empty(value: Any) -> bool:
     if value is None:
         return True
+    if isinstance(value, (list, tuple)):  # of lists of unequal lengths, perhaps
+        return not value
     return value == 0 if np.ndim(value) == 0 else np.size(value) == 0
 
 

@@ -102,53 +102,48 @@ def project_exponential(v: Array) -> Array:
     return size * max(float(ray @ (x, y, z)), 0.0) / float(ray @ ray) * ray
 
 
-def project_power(v: Array, exponent: float) -> Array:
-    """Project v onto ``{(x, y, z) : x^a y^(1-a) >= |z|, x >= 0, y >= 0}``, shape (3,).
+def project_power(v: Array, exponents: Array) -> Array:
+    """Project v onto ``{(w, z) : prod w_i^a_i >= |z|, w >= 0}``, shape (k + 1,).
 
-    With the multiplier m >= 0 of ``a log x + (1 - a) log y >= log |z|``, the optimality conditions
-    are three quadratics, X (X - x) = a m, Y (Y - y) = (1 - a) m and Z (|z| - Z) = m. Their positive
-    roots depend on the share Z / |z| alone, which is found by its logit (Hien 2015, Mathematical
-    Methods of Operations Research 82, Proposition 2.2).
+    With the multiplier m >= 0 of ``sum a_i log w_i >= log |z|``, the optimality conditions are
+    quadratics, W (W - w) = a m in each entry and Z (|z| - Z) = m. Their positive roots depend on
+    the share Z / |z| alone, which is found by its logit (Hien 2015, Mathematical Methods of
+    Operations Research 82, Proposition 2.2).
 
     Args:
-        v: Point, shape (3,).
-        exponent: a, between 0 and 1.
+        v: Point, shape (k + 1,).
+        exponents: a, shape (k,), positive with sum 1.
 
     Returns:
-        The nearest point, shape (3,).
+        The nearest point, shape (k + 1,).
     """
     size = float(np.max(np.abs(v)))
     if size == 0.0:
         return v.copy()
-    x, y = float(v[0]) / size, float(v[1]) / size
-    length = abs(float(v[2])) / size
-    a, b = exponent, 1.0 - exponent
-    if x >= 0.0 and y >= 0.0 and x**a * y**b >= length:
+    w, length = v[:-1] / size, abs(float(v[-1])) / size
+    if np.all(w >= 0.0) and np.prod(w**exponents) >= length:
         return v.copy()
-    if x <= 0.0 and y <= 0.0 and (-x / a) ** a * (-y / b) ** b >= length:
-        return np.zeros(3)
+    if np.all(w <= 0.0) and np.prod((-w / exponents) ** exponents) >= length:
+        return np.zeros_like(v)
     if length < 1e-30:  # no projection moves by more than its point
-        return size * np.array([max(x, 0.0), max(y, 0.0), 0.0])
+        return size * np.append(np.maximum(w, 0.0), 0.0)
 
-    def entries(logit: float) -> tuple[float, float, float]:
+    def entries(logit: float) -> tuple[Array, float]:
         small = math.exp(-abs(logit))
         share = 1.0 / (1.0 + small) if logit > 0.0 else small / (1.0 + small)
         multiplier_root = length * math.sqrt(small) / (1.0 + small)
-        return (
-            _positive_root(x, math.sqrt(a) * multiplier_root),
-            _positive_root(y, math.sqrt(b) * multiplier_root),
-            length * share,
-        )
+        return _positive_roots(w, np.sqrt(exponents) * multiplier_root), length * share
 
     def outside(logit: float) -> bool:
-        first, second, third = entries(logit)
-        return a * math.log(first) + b * math.log(second) < math.log(third)
+        roots, last = entries(logit)
+        return float(exponents @ np.log(roots)) < math.log(last)
 
-    first, second, third = entries(_turn(outside, -_LAST_LOGIT, _LAST_LOGIT))
-    return size * np.array([first, second, math.copysign(third, v[2])])
+    roots, last = entries(_turn(outside, -_LAST_LOGIT, _LAST_LOGIT))
+    return size * np.append(roots, math.copysign(last, v[-1]))
 
 
-def _positive_root(linear: float, root_of_constant: float) -> float:
-    """The root X > 0 of ``X (X - linear) = root_of_constant^2``."""
-    double = abs(linear) + math.hypot(linear, 2.0 * root_of_constant)
-    return 0.5 * double if linear > 0.0 else 2.0 * root_of_constant * (root_of_constant / double)
+def _positive_roots(linear: Array, root_of_constant: Array) -> Array:
+    """The roots X > 0 of ``X (X - linear) = root_of_constant^2``."""
+    double = np.abs(linear) + np.hypot(linear, 2.0 * root_of_constant)
+    small = 2.0 * root_of_constant * (root_of_constant / double)
+    return np.where(linear > 0.0, 0.5 * double, small)

@@ -89,6 +89,20 @@ def _draw_power(draw: Draw, room: int) -> tuple[list[float], int]:
     return draw(st.lists(signed, min_size=count, max_size=count)), 3 * count
 
 
+def _draw_power_nd(draw: Draw, room: int) -> tuple[list[list[float]], int]:
+    cones: list[list[float]] = []
+    rows = 0
+    for _ in range(draw(st.integers(0, _MAX_BLOCKS))):
+        left = room - rows
+        if left < 3:
+            break
+        size = draw(st.integers(2, min(6, left - 1)))
+        weights = draw(st.lists(st.sampled_from((1, 2, 5, 50)), min_size=size, max_size=size))
+        cones.append([weight / sum(weights) for weight in weights])
+        rows += size + 1
+    return cones, rows
+
+
 class _Kind(NamedTuple):
     """A kind of cone: how to draw its value within a number of rows, and how many it took.
 
@@ -109,6 +123,7 @@ _KINDS: dict[str, _Kind] = {
     "ep": _Kind(_draw_exponential, 1, 3),
     "ed": _Kind(_draw_exponential, 1, 3),
     "p": _Kind(_draw_power, [0.5], 3),
+    "pnd": _Kind(_draw_power_nd, [[0.5, 0.5]], 3),
 }
 
 
@@ -119,9 +134,9 @@ def cones(draw: Draw, max_rows: int = 60, kinds: Sequence[str] = ("z", "l", "q")
     Args:
         draw: Supplied by hypothesis.
         max_rows: Bound on the number of rows, at least 1.
-        kinds: SCS's keys that may occur, "z", "l", "q", "s", "ep", "ed" and "p", and "box" for "bl"
-            with "bu". Sizes one and two, infinite and equal bounds and dual power cones (negative
-            exponents) are among what is drawn.
+        kinds: SCS's keys that may occur, "z", "l", "q", "s", "ep", "ed" and "p", "box" for "bl"
+            with "bu", and "pnd". Sizes one and two, infinite and equal bounds and dual power cones
+            (negative exponents) are among what is drawn.
 
     Returns:
         An SCS dictionary without empty entries.
