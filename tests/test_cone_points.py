@@ -121,4 +121,4 @@ def _at_a_kink(row: Row, z: Array, direction: Array) -> Array:
     here = project_dual(row, z)
     ahead = project_dual(row, z + step * direction) - here
     behind = here - project_dual(row, z - step * direction)
-    return (np.abs(ahead - behind) > 1e-3 * step).any(axis=-1)
+    return np.asarray((np.abs(ahead - behind) > 1e-3 * step).any(axis=-1))
