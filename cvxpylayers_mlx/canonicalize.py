@@ -169,7 +169,8 @@ def canonicalize(
             f"the problem needs more than continuous variables and convex cones: {refusal}"
         ) from refusal
     program, dims = data[settings.PARAM_PROB], data["dims"]
-    if program.dir_cones or program.lower_bounds is not None or program.upper_bounds is not None:
+    apart = [getattr(program, name, None) for name in ("dir_cones", "lower_bounds", "upper_bounds")]
+    if any(part is not None and len(part) for part in apart):
         raise NotImplementedError("CVXPY kept constraints apart from A; this release is not known")
     n, m = program.x.size, program.constr_size
     lowered, moved = chain.compose_param_id_map(), chain.compose_var_id_map()
