@@ -108,17 +108,17 @@ def test_derivatives_along_a_direction(row: Row, drawn: Draw) -> None:
     settled = (np.abs(near - wide) <= 1e-7).all(axis=-1) & (sizes(z)[:, 0] > 0)
     found = (dense(row, z) @ direction[..., None])[..., 0]
     error = np.abs(found - near).max(axis=-1)
-    # One side of a kink looks the same at every step: D there is that of some face nearby.
-    kinks = error > 1e-6
-    assert not (settled & kinks & ~_at_a_kink(row, z, direction)).any()
+    # At a kink D is that of some face that meets there.
+    wrong = settled & (error > 1e-6) & (_sides_differ_by(row, z, direction) <= 1e-6)
+    assert not wrong.any(), z[wrong]
     if drawn.closeness == 1.0:
         assert settled.mean() > 0.2, "hardly a smooth point among them"
 
 
-def _at_a_kink(row: Row, z: Array, direction: Array) -> Array:
-    """Whether the one-sided differences at z disagree."""
-    step = 1e-7 * sizes(z)
+def _sides_differ_by(row: Row, z: Array, direction: Array) -> Array:
+    """How much the one-sided differences at z disagree."""
+    step = 1e-7 * np.where(sizes(z) > 0, sizes(z), 1.0)
     here = project_dual(row, z)
     ahead = project_dual(row, z + step * direction) - here
     behind = here - project_dual(row, z - step * direction)
-    return np.asarray((np.abs(ahead - behind) > 1e-3 * step).any(axis=-1))
+    return np.asarray((np.abs(ahead - behind) / step).max(axis=-1))
