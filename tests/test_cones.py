@@ -19,9 +19,10 @@ from mlxcone.cones.box import Box
 from mlxcone.cones.exponential import Exponential
 from mlxcone.cones.nonneg import NonNeg
 from mlxcone.cones.power import Power
+from mlxcone.cones.power_nd import PowerND
 from mlxcone.cones.product import Product
 from mlxcone.cones.second_order import SecondOrder
-from mlxcone.cones.semidefinite import Semidefinite
+from mlxcone.cones.semidefinite import Semidefinite, Semidefinite2
 from mlxcone.cones.zero import Zero
 from mlxcone.testing import cone_rows, project_cone, project_dual_cone
 
@@ -52,11 +53,11 @@ class Row:
     @cached_property
     def blocks(self) -> list[Block]:
         alone: list[tuple[str, dict[str, Any]]] = []
-        for kind in ("z", "l", "box", "q", "s", "ep", "ed", "p"):
+        for kind in ("z", "l", "box", "q", "s", "ep", "ed", "p", "pnd"):
             if kind == "box":
                 bounds = {key: self.scs[key] for key in ("bl", "bu") if key in self.scs}
                 alone += [(kind, bounds)] if bounds else []
-            elif kind in ("q", "s", "p"):
+            elif kind in ("q", "s", "p", "pnd"):
                 alone += [(kind, {kind: [value]}) for value in self.scs.get(kind, [])]
             else:
                 alone += [(kind, {kind: 1})] * self.scs.get(kind, 0)
@@ -74,9 +75,12 @@ INF = float("inf")
 BOX = {"bl": [-1.0, 0.0, -INF, 0.5, 2.0], "bu": [1.0, INF, 0.5, 3.0, 2.0]}
 FREE_BOX = {"bl": [-INF, -1e15], "bu": [INF, 1e20]}
 CURVED = {"ep": 2, "ed": 1, "p": [0.3, -0.8, 0.5]}
-FULL_MIX = {"z": 1, "l": 2, **BOX, "q": [3, 1, 3], "s": [3, 1, 2, 3], **CURVED}
-FULL_GROUPED = {"z": 1, "l": 4, **BOX, "q": [3, 3], "s": [2, 3, 3], **CURVED}
+LISTS = {"pnd": [[0.2, 0.3, 0.5], [0.4, 0.6], [0.1, 0.8, 0.1]]}
+FULL_MIX = {"z": 1, "l": 2, **BOX, "q": [3, 1, 3], "s": [3, 1, 2, 3], **CURVED, **LISTS}
+GROUPED_LISTS = {"pnd": sorted(LISTS["pnd"], key=len)}
+FULL_GROUPED = {"z": 1, "l": 4, **BOX, "q": [3, 3], "s": [2, 3, 3], **CURVED, **GROUPED_LISTS}
 ALPHAS = (0.02, 0.3, 0.5, 0.9, -0.02, -0.5, -0.7, -0.9)
+MANY = ((0.2, 0.3, 0.5), (0.98, 0.01, 0.01), (1 / 3, 1 / 3, 1 / 3))
 
 # Adding a cone: add a row.
 TABLE = [
@@ -87,12 +91,15 @@ TABLE = [
     Row("soc7", SecondOrder(1, 7), {"q": [7]}),
     Row("soc40", SecondOrder(1, 40), {"q": [40]}),
     Row("psd1", Product(Cones(psd=(1,))), {"s": [1]}),
-    Row("psd2", Semidefinite(1, 2), {"s": [2]}),
+    Row("psd2", Semidefinite2(1), {"s": [2]}),
     Row("psd3x2", Semidefinite(2, 3), {"s": [3, 3]}),
     Row("psd5", Semidefinite(1, 5), {"s": [5]}),
     Row("exp", Exponential(2, dual=False), {"ep": 2}),
     Row("exp dual", Exponential(2, dual=True), {"ed": 2}),
     Row("power", Power(ALPHAS), {"p": list(ALPHAS)}),
+    Row("power nd", PowerND(MANY), {"pnd": [list(alphas) for alphas in MANY]}),
+    Row("power nd of 2", PowerND(((0.3, 0.7),)), {"pnd": [[0.3, 0.7]]}),
+    Row("power nd of 6", PowerND(((0.5, *[0.1] * 5),)), {"pnd": [[0.5, *[0.1] * 5]]}),
     Row("box", Box(tuple(BOX["bl"]), tuple(BOX["bu"])), BOX),
     Row("box of t alone but for free rows", Box((-INF, -1e15), (INF, 1e20)), FREE_BOX),
     Row("product", Product(Cones.of(MIX)), GROUPED),
@@ -132,6 +139,13 @@ def special_rays(block: Block) -> list[Any]:
     if block.kind == "box":
         zeros, on_bounds = np.zeros(rows - 1), [-1.0, 0.0, 0.5, 0.5, 2.0][: rows - 1]
         return [[t, *s] for t in (1.0, 0.0, -1.0) for s in (zeros, on_bounds)]
+    if block.kind == "pnd":
+        k = rows - 1
+        alternate = [(-1.0) ** i for i in range(k)]
+        inward, axis, ones = [-v for v in alternate], [1.0] + [0.0] * (k - 1), [1.0] * k
+        none, edge = [0.0] * k, [0.0] + [1.0] * (k - 1)
+        ends = [(alternate, 0), (inward, 0), (none, 1), (axis, 1e-9), (ones, 1), (edge, -1)]
+        return [[*w, z] for w, z in ends]
     # Axes, flat faces, and the curved face.
     return {
         "ep": [[-1, 0, 1], [0, 1, 1], [0, 1, -1], [1, 0, 0], [-1, -1e-9, 1], [1, 1, math.e]],
@@ -398,9 +412,9 @@ def test_signature_moves_as_the_derivative_moves(row: Row) -> None:
         atoms = row.cone.derivative(mx.array(batch, dtype=mx.float64))
         signatures = np.array(row.cone.signature(atoms))
     assert signatures.shape[0] == len(batch)
-    orders = row.scs.get("s", [])
-    # That of a semidefinite cone is D on two fixed vectors, which see some turns of D only faintly:
-    # a 20th of them at worst, among 10^5 random pairs.
+    orders = [*row.scs.get("s", []), *row.scs.get("pnd", [])]
+    # That of these cones is D on two fixed vectors, which see some turns of D only faintly: a 20th
+    # of them at worst, among 10^5 random pairs.
     assert size(signatures) <= (2.0 if orders else 1.0) + 1e-12
     faintest = 30.0 if orders else 3.0
     matrices = dense(row, batch)
@@ -471,11 +485,13 @@ def test_equal_cones_of_every_kind_share_a_group() -> None:
         NonNeg(4),
         Box(tuple(BOX["bl"]), tuple(BOX["bu"])),
         SecondOrder(2, 3),
-        Semidefinite(1, 2),
+        Semidefinite2(1),
         Semidefinite(2, 3),
         Exponential(2, dual=False),
         Exponential(1, dual=True),
         Power((0.3, -0.8, 0.5)),
+        PowerND(((0.4, 0.6),)),
+        PowerND(((0.2, 0.3, 0.5), (0.1, 0.8, 0.1))),
     ]
 
 
@@ -517,6 +533,9 @@ def test_no_cones_at_all() -> None:
             Cones(0, 0, None, (), (1,), 1, 1, (0.5,)),
         ),
         ({"box": ([0.0], [1.0])}, Cones(box=((0.0,), (1.0,)))),
+        ({"pnd": [np.array([0.5, 0.5])]}, Cones(power_nd=((0.5, 0.5),))),
+        ({"power_nd": np.array([[0.5, 0.5]]), "pnd": None}, Cones(power_nd=((0.5, 0.5),))),
+        ({"pnd": []}, Cones()),
     ],
     ids=str,
 )
@@ -578,6 +597,11 @@ def test_dictionaries_mean_what_they_mean_to_the_verifier(given_as: dict[str, An
         ({"s": [0]}, "semidefinite cone has at least one row, got 0"),
         ({"ep": -1}, "'exp' must be a non-negative integer, got -1"),
         ({"p": [0.3, 1.0]}, r"'power' must lie in \(0, 1\) or \(-1, 0\), got 1.0"),
+        ({"pnd": [[0.3, 0.6]]}, "'power_nd' must be lists of two or more positive exponents"),
+        ({"pnd": [[1.2, -0.2]]}, r"of sum 1, got \[1.2, -0.2\]"),
+        ({"pnd": [[1.0]]}, r"got \[1.0\]"),
+        ({"pnd": [0.5, 0.5]}, "got 0.5"),
+        ({"pnd": [[float("nan"), 0.5]]}, r"got \[nan, 0.5\]"),
         ({"bl": [0.0], "bu": [-1.0]}, "'box' has a lower bound that is not at most"),
         ({"bl": [0.0], "bu": [1.0, 2.0]}, "'box' has 1 lower and 2 upper bounds"),
         ({"bl": [0.0]}, "a box has 'bl' and 'bu'"),

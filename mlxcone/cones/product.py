@@ -18,7 +18,7 @@ from mlxcone.cones.nonneg import NonNeg
 from mlxcone.cones.power import Power
 from mlxcone.cones.power_nd import PowerND
 from mlxcone.cones.second_order import SecondOrder
-from mlxcone.cones.semidefinite import Semidefinite
+from mlxcone.cones.semidefinite import Semidefinite, Semidefinite2
 from mlxcone.cones.zero import Zero
 
 _SCS_KEYS = {
@@ -231,16 +231,19 @@ def _group(cones: Cones, kind: tuple[Any, ...], rows: int) -> Cone:
             return Box(lower, upper)
         case ("soc", dim):
             return SecondOrder(rows // dim, dim)
+        case ("psd", 2):
+            return Semidefinite2(rows // 3)
         case ("psd", order):
             return Semidefinite(rows * 2 // (order * (order + 1)), order)
         case ("exp",):
             return Exponential(rows // 3, dual=False)
         case ("exp dual",):
             return Exponential(rows // 3, dual=True)
-        case ("power", ):
+        case ("power",):
             return Power(cones.power)
-        case (_, size):
-            return PowerND(tuple(alphas for alphas in cones.power_nd if len(alphas) == size))
+        case _:
+            same = [alphas for alphas in cones.power_nd if len(alphas) == kind[1]]
+            return PowerND(tuple(same))
 
 
 class Product:

@@ -9,25 +9,32 @@ from typing import NamedTuple
 
 import mlx.core as mx
 
-from mlxcone._linalg import symmetric_eigen
+from mlxcone.cones import positive_part, second_order, sign_iteration
 from mlxcone.cones.base import Spectral
+from mlxcone.cones.positive_part import Eigen
+from mlxcone.cones.second_order import SecondOrder
 
 _ROOT = math.sqrt(2.0)
 
 
 class Atoms(NamedTuple):
-    """D V = Q (theta * (Q'V Q)) Q' for the eigenvectors Q of the point.
-
-    ``eigenvalues`` theta and ``vectors`` Q are (B, count, order, order).
-    """
+    """D in the eigenvectors of the point: ``eigenvalues`` is (B, count, order, order)."""
 
     eigenvalues: mx.array
-    vectors: mx.array
+    eigen: Eigen
+
+
+def _by_products(dtype: mx.Dtype) -> bool:
+    """Whether to project without eigenvalues: LAPACK would leave the GPU in every iteration.
+
+    On a CPU, eigenvalues are faster (bench/semidefinite_projection.py).
+    """
+    return dtype == mx.float32 and mx.default_device() == mx.gpu
 
 
 @dataclass(frozen=True)
 class Semidefinite:
-    """``count`` cones of ``order`` x ``order`` matrices, order >= 2.
+    """``count`` cones of ``order`` x ``order`` matrices; order 2 has `Semidefinite2`.
 
     Rows hold the lower triangle column by column, with what is off the diagonal times sqrt 2, so
     that inner products are those of matrices (SCS's order).
@@ -70,30 +77,27 @@ class Semidefinite:
         return self._matrices(z.reshape(z.shape[0], self.count, self._size))
 
     def project_dual(self, z: mx.array) -> mx.array:
-        values, vectors = symmetric_eigen(self._blocks(z))
-        scaled = vectors * mx.maximum(values, 0.0)[..., None, :]
-        return self._triangles(scaled @ mx.swapaxes(vectors, -1, -2)).reshape(z.shape)
+        blocks = self._blocks(z)
+        if _by_products(z.dtype):
+            projected = sign_iteration.project(blocks)
+        else:
+            projected = positive_part.value(positive_part.decompose(blocks))
+        return self._triangles(projected).reshape(z.shape)
 
     def derivative(self, z: mx.array) -> Atoms:
-        values, vectors = symmetric_eigen(self._blocks(z))
-        positive, size = mx.maximum(values, 0.0), mx.abs(values)
-        # Nothing cancels, and equal eigenvalues need no case of their own (Malick, Sendov 2006).
-        above = positive[..., :, None] + positive[..., None, :]
-        whole = size[..., :, None] + size[..., None, :]
-        return Atoms(above / mx.where(whole > 0, whole, 1.0), vectors)
+        eigen = positive_part.decompose(self._blocks(z))
+        return Atoms(positive_part.slopes(eigen.values), eigen)
 
     def spectral(self, atoms: Atoms, function: Spectral, v: mx.array) -> mx.array:
         columns = v.reshape(v.shape[0], self.count, self._size, v.shape[-1])
         inner = self._matrices(mx.swapaxes(columns, -1, -2))
-        Q = atoms.vectors[:, :, None]
-        Qt = mx.swapaxes(Q, -1, -2)
-        weighted = function(atoms.eigenvalues)[:, :, None] * (Qt @ inner @ Q)
-        out = mx.swapaxes(self._triangles(Q @ weighted @ Qt), -1, -2)
+        image = positive_part.derivative_times(atoms.eigen, function, inner)
+        out = mx.swapaxes(self._triangles(image), -1, -2)
         return out.reshape(out.shape[0], self.rows, v.shape[-1])
 
     def signature(self, atoms: Atoms) -> mx.array:
         # D on two vectors: eigenvectors of equal eigenvalues may turn, and D does not.
-        places = mx.arange(self.rows, dtype=mx.float32).astype(atoms.vectors.dtype)
+        places = mx.arange(self.rows, dtype=mx.float32).astype(atoms.eigenvalues.dtype)
         probes = mx.stack([mx.cos(places * places), mx.sin(1.0 + places * places)], axis=-1)
         image = self.spectral(atoms, lambda eigenvalue: eigenvalue, probes[None])
         return image.reshape(image.shape[0], -1)
@@ -102,3 +106,45 @@ class Semidefinite:
         blocks = weights.reshape(weights.shape[0], self.count, self._size)
         largest = mx.max(blocks, axis=-1, keepdims=True)
         return mx.broadcast_to(largest, blocks.shape).reshape(weights.shape)
+
+
+@dataclass(frozen=True)
+class Semidefinite2:
+    """``count`` cones of 2 x 2 matrices: second-order cones of dimension 3, turned.
+
+    [[a, b], [b, c]] is positive semidefinite if and only if a + c >= |(2 b, a - c)|. So rows
+    (a, sqrt 2 b, c) belong to ((a + c) / sqrt 2, sqrt 2 b, (a - c) / sqrt 2) in a second-order
+    cone; this map is an isometry and its own inverse.
+    """
+
+    count: int
+
+    @property
+    def rows(self) -> int:
+        return self._turned.rows
+
+    @cached_property
+    def _turned(self) -> SecondOrder:
+        return SecondOrder(self.count, 3)
+
+    def _turn(self, v: mx.array) -> mx.array:
+        """The map, applied to (B, rows) or to the columns of (B, rows, k)."""
+        blocks = v.reshape(v.shape[0], self.count, 3, -1)
+        a, b, c = (blocks[:, :, i] for i in range(3))
+        half = math.sqrt(0.5)
+        return mx.stack([half * (a + c), b, half * (a - c)], axis=2).reshape(v.shape)
+
+    def project_dual(self, z: mx.array) -> mx.array:
+        return self._turn(self._turned.project_dual(self._turn(z)))
+
+    def derivative(self, z: mx.array) -> second_order.Atoms:
+        return self._turned.derivative(self._turn(z))
+
+    def spectral(self, atoms: second_order.Atoms, function: Spectral, v: mx.array) -> mx.array:
+        return self._turn(self._turned.spectral(atoms, function, self._turn(v)))
+
+    def signature(self, atoms: second_order.Atoms) -> mx.array:
+        return self._turned.signature(atoms)
+
+    def uniform(self, weights: mx.array) -> mx.array:
+        return self._turned.uniform(weights)

@@ -142,8 +142,8 @@ def _exponents(cones: ConeDict) -> list[float]:
 
 
 def _exponent_lists(cones: ConeDict) -> list[Array]:
-    value = cones.get("pnd")
-    if value is None or (np.isscalar(value) and value == 0):
+    value: Any = cones.get("pnd")
+    if _is_empty(value):
         return []
     try:
         lists = [np.asarray(exponents, dtype=np.float64) for exponents in value]
@@ -324,7 +324,7 @@ def as_vector(v: ArrayLike, name: str, size: int) -> Array:
 def _is_empty(value: Any) -> bool:
     if value is None:
         return True
-    if isinstance(value, (list, tuple)):  # of lists of unequal lengths, perhaps
+    if isinstance(value, list | tuple):  # of lists of unequal lengths, perhaps
         return not value
     return value == 0 if np.ndim(value) == 0 else np.size(value) == 0
 
