@@ -52,6 +52,32 @@ def spd_inverse(matrix: mx.array) -> tuple[mx.array, mx.array]:
 
 
 @on_cpu
+def spd_root(matrix: mx.array, shifts: tuple[float, ...]) -> tuple[mx.array, mx.array]:
+    """Inverse of a Cholesky factor, R with R'R = (matrix + shift I)^-1, and where there is one.
+
+    Args:
+        matrix (mx.array): symmetric, (B, n, n), of unit diagonal.
+        shifts (tuple): each is tried in the lanes where those before it failed.
+
+    Returns:
+        tuple: R (B, n, n), lower triangular, and a boolean array (B,).
+    """
+    eye = mx.eye(matrix.shape[-1], dtype=matrix.dtype)
+    finite = mx.all(mx.isfinite(matrix), axis=(-1, -2))
+    safe = mx.where(finite[:, None, None], matrix, eye)
+    root, ok = eye, mx.zeros(finite.shape, dtype=mx.bool_)
+    for shift in shifts:
+        factor = mx.linalg.cholesky(safe + shift * eye, stream=mx.cpu)
+        pivots = mx.diagonal(factor, axis1=-2, axis2=-1)
+        fits = mx.all(mx.isfinite(factor), axis=(-1, -2)) & (mx.min(pivots, axis=-1) > 0)
+        root = mx.where((fits & mx.logical_not(ok))[:, None, None], factor, root)
+        ok = ok | fits
+        if bool(mx.all(ok).item()):
+            break
+    return mx.linalg.tri_inv(root, stream=mx.cpu), ok & finite
+
+
+@on_cpu
 def symmetric_eigen(matrix: mx.array) -> tuple[mx.array, mx.array]:
     """Eigenvalues (..., n), ascending, and eigenvectors as columns, (..., n, n).
 

@@ -24,6 +24,7 @@ _FIRST_BUDGET = 400  # float32 iterations before refinement takes over whatever 
 _FIRST_STEPS = 3  # Newton steps of the first try
 _TIGHTER = 0.05  # each further try begins at a residual smaller by this
 _CERTIFICATE_ITERS = 60
+_DRIFT = 1e-3  # of a ray that is worth a look for a certificate, beside its value
 _HOPELESS = 1e4  # a warm start with residuals this much larger than zero's is none
 
 
@@ -127,7 +128,7 @@ class Ladder:
             wanted = first - least if dtype == mx.float32 else 4 * max(first, largest)
             work = self.split(work, which, min(wanted, most - largest), dtype, handover)
             drifting: Any = work.drifts.tolist()
-            self.certify(work, [k for k in which if drifting[k]])
+            self.certify([k for k in which if drifting[k]], work.dx, work.dy)
         return work
 
     def split(
@@ -150,11 +151,11 @@ class Ladder:
         part = local.run(part, first, budget, self.table, self.deadline)
         return Splitting(*(lanes.put(a, chosen, v) for a, v in zip(work, part, strict=True)))
 
-    def certify(self, work: Splitting, which: list[int]) -> None:
-        """Look for certificates; lanes that have a verified one leave."""
+    def certify(self, which: list[int], dx: mx.array, dy: mx.array) -> None:
+        """Look for certificates along dx and dy; lanes that have a verified one leave."""
         kinds = (
-            (Status.INFEASIBLE, certificates.infeasible, work.dy),
-            (Status.UNBOUNDED, certificates.unbounded, work.dx),
+            (Status.INFEASIBLE, certificates.infeasible, dy),
+            (Status.UNBOUNDED, certificates.unbounded, dx),
         )
         for status, find, direction in kinds:
             which = [lane for lane in which if self.status[lane] is None]
@@ -184,6 +185,20 @@ class Ladder:
             self.table.rung("newton", len(which))
             refinement.newton(which, steps)
         self._settle(refinement)
+
+    def interior(self, refinement: Refinement) -> None:
+        """Interior-point steps on every open lane; what diverges may have a certificate."""
+        which = self.open_lanes()
+        if not which or not self.settings.refine or not self.settings.interior_iters:
+            return
+        self.table.rung("interior", len(which))
+        chosen, rays = refinement.interior(which, self.settings.interior_iters)
+        self._settle(refinement, 2.0 * self.precision)
+        drifts: Any = mx.minimum(rays.unbounded, rays.infeasible).tolist()
+        drifting = [lane for lane, drift in zip(which, drifts, strict=False) if drift < _DRIFT]
+        dx = lanes.put(mx.zeros_like(self.program.q), chosen, rays.x)
+        dy = lanes.put(mx.zeros_like(self.program.b), chosen, rays.y)
+        self.certify([lane for lane in drifting if self.status[lane] is None], dx, dy)
 
     def multipliers(self, refinement: Refinement) -> None:
         """Proximal multipliers on every open lane."""
@@ -216,9 +231,12 @@ class Ladder:
             work = self._split(work, dtype, handover)
             again = self._refinement(work)
             self.newton(again, self.settings.newton_iters)
-            self.multipliers(again)
+            if dtype == mx.float32:
+                self.interior(again)
+            else:
+                self.multipliers(again)
             best.adopt(again)
-            self.certify(work, self.open_lanes())
+            self.certify(self.open_lanes(), work.dx, work.dy)
             # Stubborn lanes: more splitting, now in float64, and refinement from there.
             if dtype == mx.float64 and bool(mx.all(work.iterations == before).item()):
                 break
@@ -242,10 +260,9 @@ class Ladder:
 
     def _outcome(self, work: Splitting, refinement: Refinement) -> Outcome:
         refinement.finish()
-        x, z = refinement.x, refinement.z
-        y = self.cones.project_dual(z)
-        result = residuals.measure(self.program, self.scaling, x, y, y - z, 0.0, 1.0)
-        x, y, s = self.scaling.unscale(x, y, y - z)
+        x, y, s = refinement.x, refinement.y, refinement.s
+        result = residuals.measure(self.program, self.scaling, x, y, s, 0.0, 1.0)
+        x, y, s = self.scaling.unscale(x, y, s)
         for lane, (_, found, position) in self.certificates.items():
             one = mx.array([lane])
             x = lanes.put(x, one, found.x[position][None])

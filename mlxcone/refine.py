@@ -7,7 +7,7 @@ from typing import Any
 
 import mlx.core as mx
 
-from mlxcone import kkt, lanes, multipliers, residual_map, residuals
+from mlxcone import interior, kkt, lanes, multipliers, residual_map, residuals
 from mlxcone.cones.product import Product
 from mlxcone.equilibrate import Scaling
 from mlxcone.problem import Program
@@ -36,7 +36,10 @@ def newton_step(
 
 
 class Refinement:
-    """Lanes under refinement: the best (x, z) of each, its violation, and the last factor.
+    """Lanes under refinement: the best (x, y, s) of each, its violation, and the last factor.
+
+    y = Pi(z) and s = y - z for Newton's steps; what interior points end with is not as exactly
+    complementary, and kept as it is.
 
     Args:
         program (Program): equilibrated, float64.
@@ -60,8 +63,10 @@ class Refinement:
     ) -> None:
         self.program, self.scaling, self.cones = program, scaling, cones
         self.settings, self.deadline = settings, deadline
-        self.x, self.z = x, y - s
-        self.violation = self._judge(None, x, cones.project_dual(self.z), self.z)
+        z = y - s
+        self.x, self.y = x, cones.project_dual(z)
+        self.s = self.y - z
+        self.violation = self._judge(None, x, self.y, self.s)
         n = program.n
         self.inverse = mx.zeros((program.lanes, n, n), dtype=x.dtype)
         # NaN differs from everything: no lane has a factor yet.
@@ -69,12 +74,17 @@ class Refinement:
         self.factorizations = mx.zeros((program.lanes,), dtype=mx.int32)
         mx.eval(self.violation)
 
-    def _judge(self, chosen: mx.array | None, x: mx.array, y: mx.array, z: mx.array) -> mx.array:
-        """Violation of (x, y = Pi(z), s = y - z) in original units."""
+    @property
+    def z(self) -> mx.array:
+        """Where the projection is differentiated."""
+        return self.y - self.s
+
+    def _judge(self, chosen: mx.array | None, x: mx.array, y: mx.array, s: mx.array) -> mx.array:
+        """Violation of (x, y, s) in original units."""
         program = self.program if chosen is None else self.program.take(chosen)
         scaling = self.scaling if chosen is None else self.scaling.take(chosen)
         result = residuals.measure(
-            program, scaling, x, y, y - z, self.settings.eps_abs, self.settings.eps_rel
+            program, scaling, x, y, s, self.settings.eps_abs, self.settings.eps_rel
         )
         return mx.where(mx.isnan(result.violation), mx.inf, result.violation)
 
@@ -82,9 +92,8 @@ class Refinement:
         """Lanes that meet the tolerances, or ``at_least`` where that is larger."""
         eps_abs = max(self.settings.eps_abs, at_least)
         eps_rel = max(self.settings.eps_rel, at_least)
-        y = self.cones.project_dual(self.z)
         result = residuals.measure(
-            self.program, self.scaling, self.x, y, y - self.z, eps_abs, eps_rel
+            self.program, self.scaling, self.x, self.y, self.s, eps_abs, eps_rel
         )
         return lanes.where_true(result.violation <= 1.0)
 
@@ -93,21 +102,25 @@ class Refinement:
         better = other.violation < self.violation
         pick = [better.reshape(-1, *[1] * k) for k in range(3)]
         self.x = mx.where(pick[1], other.x, self.x)
-        self.z = mx.where(pick[1], other.z, self.z)
+        self.y = mx.where(pick[1], other.y, self.y)
+        self.s = mx.where(pick[1], other.s, self.s)
         self.violation = mx.where(pick[0], other.violation, self.violation)
         self.inverse = mx.where(pick[2], other.inverse, self.inverse)
         self.factored_at = mx.where(pick[1], other.factored_at, self.factored_at)
         self.factorizations = self.factorizations + other.factorizations
 
-    def _keep(self, chosen: mx.array, x: mx.array, z: mx.array, violation: mx.array) -> mx.array:
-        """Keep what is better than the best so far; returns where."""
+    def _keep(
+        self, chosen: mx.array, x: mx.array, y: mx.array, s: mx.array, violation: mx.array
+    ) -> None:
+        """Keep what is better than the best so far."""
         better = violation < self.violation[chosen]
-        self.x = lanes.put(self.x, chosen, mx.where(better[:, None], x, self.x[chosen]))
-        self.z = lanes.put(self.z, chosen, mx.where(better[:, None], z, self.z[chosen]))
+        self.x, self.y, self.s = (
+            lanes.put(old, chosen, mx.where(better[:, None], new, old[chosen]))
+            for old, new in ((self.x, x), (self.y, y), (self.s, s))
+        )
         self.violation = lanes.put(
             self.violation, chosen, mx.where(better, violation, self.violation[chosen])
         )
-        return better
 
     def _remember(self, chosen: mx.array, atoms: Any, inverse: mx.array) -> None:
         """Keep a factor beside where it was made."""
@@ -130,12 +143,14 @@ class Refinement:
         for _ in range(steps):
             x, z, atoms, inverse = newton_step(program, self.cones, x, z)
             self._remember(chosen, atoms, inverse)
-            violation = self._judge(chosen, x, self.cones.project_dual(z), z)
-            self._keep(chosen, x, z, violation)
+            y = self.cones.project_dual(z)
+            violation = self._judge(chosen, x, y, y - z)
+            self._keep(chosen, x, y, y - z, violation)
             progress = violation < 0.5 * reference
             reference = mx.where(progress, violation, reference)
             idle = mx.where(progress, 0, idle + 1)
-            mx.eval(x, z, idle, self.x, self.z, self.violation, self.inverse, self.factored_at)
+            mx.eval(x, z, idle, self.x, self.y, self.s, self.violation)
+            mx.eval(self.inverse, self.factored_at)
             left = lanes.where_true((violation > 1.0) & (idle < _STALL))
             if not left or time.monotonic() > self.deadline:
                 return
@@ -145,6 +160,27 @@ class Refinement:
                     chosen, program = chosen[keep], program.take(keep)
                     x, z, reference, idle = x[keep], z[keep], reference[keep], idle[keep]
 
+    def interior(self, which: list[int], most: int) -> tuple[mx.array, interior.Rays]:
+        """Interior-point steps on some lanes, then Newton to finish.
+
+        Returns:
+            tuple: the places of the lanes, and their directions that resemble certificates.
+        """
+        chosen = lanes.bucket(which, self.program.lanes)
+        program = self.program.take(chosen)
+
+        def judge(some: mx.array, x: mx.array, y: mx.array, s: mx.array) -> mx.array:
+            return self._judge(chosen[some], x, y, s)
+
+        best, rays, count = interior.solve(program, self.cones, judge, most, self.deadline)
+        self._keep(chosen, *best)
+        self.factorizations = lanes.put(
+            self.factorizations, chosen, self.factorizations[chosen] + count
+        )
+        mx.eval(self.x, self.y, self.s, self.violation)
+        self.newton(which, 3)
+        return chosen, rays
+
     def multipliers(self, which: list[int], most: int) -> None:
         """Proximal multipliers on some lanes, then Newton to finish."""
         if not which or most == 0:
@@ -153,23 +189,22 @@ class Refinement:
         program = self.program.take(chosen)
 
         def judge(some: mx.array, x: mx.array, y: mx.array, s: mx.array) -> mx.array:
-            return self._judge(chosen[some], x, y, y - s)
+            return self._judge(chosen[some], x, y, s)
 
-        z = self.z[chosen]
         best, count = multipliers.solve(
             program,
             self.cones,
             self.x[chosen],
-            self.cones.project_dual(z),
+            self.y[chosen],
             judge,
             most,
             self.deadline,
         )
-        self._keep(chosen, best.x, best.y - best.s, best.violation)
+        self._keep(chosen, *best)
         self.factorizations = lanes.put(
             self.factorizations, chosen, self.factorizations[chosen] + count
         )
-        mx.eval(self.x, self.z, self.violation)
+        mx.eval(self.x, self.y, self.s, self.violation)
         self.newton(which, 3)
 
     def finish(self) -> None:
@@ -181,10 +216,11 @@ class Refinement:
             )
             dx, dz = system.solve(*residual_map.evaluate(self.program, self.cones, self.x, self.z))
             x, z = self.x - dx, self.z - dz
-            violation = self._judge(None, x, self.cones.project_dual(z), z)
-            self._keep(mx.arange(self.program.lanes), x, z, violation)
+            y = self.cones.project_dual(z)
+            violation = self._judge(None, x, y, y - z)
+            self._keep(mx.arange(self.program.lanes), x, y, y - z, violation)
             self._refactor_stale()
-        mx.eval(self.x, self.z, self.violation, self.inverse)
+        mx.eval(self.x, self.y, self.s, self.violation, self.inverse)
 
     def _refactor_stale(self) -> None:
         same = self._same(self.factored_at, self.cones.derivative(self.z))

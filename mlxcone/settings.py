@@ -37,6 +37,7 @@ class Settings:
         refine (bool): finish in float64 with Newton and proximal multipliers.
         handover (float): relative residual at which a lane leaves the splitting for Newton.
         newton_iters (int): Newton steps tried on a lane before proximal multipliers.
+        interior_iters (int): interior-point steps for a lane that Newton steps do not finish.
         multiplier_iters (int): factorizations the method of multipliers may spend on a lane.
 
     Fixed length:
@@ -66,6 +67,7 @@ class Settings:
     refine: bool = True
     handover: float = 1e-2
     newton_iters: int = 8
+    interior_iters: int = 80
     multiplier_iters: int = 150
     fixed_iters: int = 0
     on_failure: str = "return"
@@ -81,6 +83,7 @@ class Settings:
             "fixed_iters",
             "acceleration_lookback",
             "newton_iters",
+            "interior_iters",
             "multiplier_iters",
         )
         for name in (*counts, "eps_abs", "eps_rel", "time_limit_secs", "handover"):

@@ -43,3 +43,32 @@ class Cone(Protocol):
     def uniform(self, weights: mx.array) -> mx.array:
         """Make row weights (B, rows) constant inside each cone (maximum), so scaling keeps K."""
         ...
+
+
+class Interior(Cone, Protocol):
+    """What interior-point steps need besides; a box is split into inequalities for them."""
+
+    @property
+    def degree(self) -> float:
+        """Degree of the logarithmically homogeneous barrier of K*; 0 for equalities."""
+        ...
+
+    def centre(self, dtype: mx.Dtype) -> mx.array:
+        """The point (rows,), inside of K and of K*, that `inverse` takes to itself."""
+        ...
+
+    def inverse(self, y: mx.array) -> mx.array:
+        """Minus the gradient at y of the barrier; s is mu times that on the central path."""
+        ...
+
+    def scaling(self, s: mx.array, y: mx.array, mu: mx.array) -> Any:
+        """Atoms for `spectral` of W^2, which takes dy to -ds on the central path.
+
+        Nesterov and Todd's if K is symmetric, else mu, (B, 1), times the Hessian at y of the
+        barrier of K*.
+        """
+        ...
+
+    def room(self, v: mx.array, dv: mx.array, dual: bool) -> mx.array:
+        """Length of the step along dv, (B, 1), at which v leaves K, or K* if ``dual``."""
+        ...

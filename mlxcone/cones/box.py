@@ -9,6 +9,7 @@ from typing import NamedTuple
 import mlx.core as mx
 
 from mlxcone.cones.base import Spectral
+from mlxcone.cones.nonneg import NonNeg
 
 _TINY = 1e-30  # keeps 0 / 0 away; representable in float32
 _INFINITE = 1e15  # a bound of this size is none, as in SCS; its square fits into float32
@@ -165,3 +166,44 @@ class Box:
 
     def uniform(self, weights: mx.array) -> mx.array:
         return mx.broadcast_to(mx.max(weights, axis=1, keepdims=True), weights.shape)
+
+    @property
+    def inequalities(self) -> NonNeg:
+        """The cone as inequalities: t >= 0, the finite r - t lower >= 0, t upper - r >= 0."""
+        low, high = self._finite
+        return NonNeg(1 + len(low) + len(high))
+
+    @property
+    def _finite(self) -> tuple[list[int], list[int]]:
+        """Which rows have a lower and which an upper bound."""
+        low = [i for i, v in enumerate(self.lower) if v > -_INFINITE]
+        high = [i for i, v in enumerate(self.upper) if v < _INFINITE]
+        return low, high
+
+    def to_inequalities(self, v: mx.array) -> mx.array:
+        """Rows (t, r), (..., rows, k), as rows of `inequalities`."""
+        t, r = v[..., :1, :], v[..., 1:, :]
+        parts = [t]
+        for which, bounds, sign in zip(
+            self._finite, (self.lower, self.upper), (1, -1), strict=True
+        ):
+            if which:
+                bound = mx.array([[bounds[i]] for i in which], dtype=v.dtype)
+                parts.append(sign * (mx.take(r, mx.array(which), axis=-2) - bound * t))
+        return mx.concatenate(parts, axis=-2)
+
+    def from_multipliers(self, y: mx.array) -> mx.array:
+        """The transposed map: multipliers of `inequalities`, (B, rows), to those of (t, r)."""
+        t = y[:, :1]
+        r = mx.zeros((y.shape[0], len(self.lower)), dtype=y.dtype)
+        at = 1
+        for which, bounds, sign in zip(
+            self._finite, (self.lower, self.upper), (1, -1), strict=True
+        ):
+            if which:
+                part = sign * y[:, at : at + len(which)]
+                bound = mx.array([bounds[i] for i in which], dtype=y.dtype)
+                t = t - mx.sum(bound * part, axis=1, keepdims=True)
+                r = r.at[:, mx.array(which)].add(part)
+                at += len(which)
+        return mx.concatenate([t, r], axis=1)

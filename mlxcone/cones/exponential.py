@@ -16,12 +16,16 @@ from typing import NamedTuple
 
 import mlx.core as mx
 
-from mlxcone.cones import spectral3
+from mlxcone._linalg import symmetric_eigen
+from mlxcone.cones import barrier, spectral3
 from mlxcone.cones.base import Spectral
 from mlxcone.cones.spectral3 import Atoms
 
 # Steps of `_root` to the last digit, measured on 10^6 points of every kind and size.
 _STEPS = {mx.float32: 6, mx.float64: 9}
+# Where y is minus the gradient at y of the barrier of K*, for K = the cone and for K = its dual.
+_CENTRE = [-1.0513839437502288, 0.5564096186043385, 1.2589678864644602]
+_DUAL_CENTRE = [-0.8278383990656786, 0.8051020015847954, 1.290927709856958]
 # Entries that count as zero beside the largest: their quotients are squared.
 _TINY = {mx.float32: 1e-18, mx.float64: 1e-140}
 
@@ -218,3 +222,27 @@ class Exponential:
         blocks = weights.reshape(weights.shape[0], self.count, 3)
         largest = mx.max(blocks, axis=-1, keepdims=True)
         return mx.broadcast_to(largest, blocks.shape).reshape(weights.shape)
+
+    @property
+    def degree(self) -> int:
+        return 3 * self.count
+
+    def centre(self, dtype: mx.Dtype) -> mx.array:
+        return mx.array((_DUAL_CENTRE if self.dual else _CENTRE) * self.count, dtype=dtype)
+
+    def _barrier(self, y: mx.array) -> barrier.Barrier:
+        blocks = y.reshape(y.shape[0], self.count, 3)
+        of_dual = barrier.of_exponential if self.dual else barrier.of_exponential_dual
+        return of_dual(blocks)
+
+    def scaling(self, s: mx.array, y: mx.array, mu: mx.array) -> Atoms:
+        return Atoms(*symmetric_eigen(mu[:, :, None, None] * self._barrier(y).hessian))
+
+    def inverse(self, y: mx.array) -> mx.array:
+        return self._barrier(y).inverse.reshape(y.shape)
+
+    def room(self, v: mx.array, dv: mx.array, dual: bool) -> mx.array:
+        shape = (v.shape[0], self.count, 3)
+        is_dual = dual != self.dual
+        inside = barrier.in_exponential_dual if is_dual else barrier.in_exponential
+        return barrier.longest(inside, v.reshape(shape), dv.reshape(shape))

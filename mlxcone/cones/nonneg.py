@@ -40,3 +40,21 @@ class NonNeg:
 
     def uniform(self, weights: mx.array) -> mx.array:
         return weights
+
+    @property
+    def degree(self) -> int:
+        return self.count
+
+    def centre(self, dtype: mx.Dtype) -> mx.array:
+        return mx.ones((self.count,), dtype=dtype)
+
+    def scaling(self, s: mx.array, y: mx.array, mu: mx.array) -> Atoms:
+        return Atoms(s / y)
+
+    def inverse(self, y: mx.array) -> mx.array:
+        return 1.0 / y
+
+    def room(self, v: mx.array, dv: mx.array, dual: bool) -> mx.array:
+        falls = dv < 0
+        steps = mx.where(falls, -v / mx.where(falls, dv, -1.0), mx.inf)
+        return mx.min(steps, axis=1, keepdims=True)

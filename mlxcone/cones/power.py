@@ -20,7 +20,8 @@ from typing import NamedTuple
 
 import mlx.core as mx
 
-from mlxcone.cones import spectral3
+from mlxcone._linalg import symmetric_eigen
+from mlxcone.cones import barrier, spectral3
 from mlxcone.cones.base import Spectral
 from mlxcone.cones.spectral3 import Atoms
 
@@ -266,3 +267,38 @@ class Power:
         blocks = weights.reshape(weights.shape[0], len(self.alphas), 3)
         largest = mx.max(blocks, axis=-1, keepdims=True)
         return mx.broadcast_to(largest, blocks.shape).reshape(weights.shape)
+
+    @property
+    def degree(self) -> int:
+        return 3 * len(self.alphas)
+
+    def centre(self, dtype: mx.Dtype) -> mx.array:
+        points = [(math.sqrt(1 + abs(a)), math.sqrt(2 - abs(a)), 0.0) for a in self.alphas]
+        return mx.array([v for point in points for v in point], dtype=dtype)
+
+    def _powers(self, dual: bool, dtype: mx.Dtype) -> tuple[mx.array, mx.array]:
+        """Exponents (count, 2), and by what the cone or its dual divides its first two rows."""
+        pairs = [(abs(a), 1.0 - abs(a)) for a in self.alphas]
+        scale = [
+            p if dual == (a > 0) else (1.0, 1.0) for p, a in zip(pairs, self.alphas, strict=True)
+        ]
+        return mx.array(pairs, dtype=dtype), mx.array(scale, dtype=dtype)
+
+    def _barrier(self, y: mx.array) -> barrier.Barrier:
+        blocks = y.reshape(y.shape[0], len(self.alphas), 3)
+        return barrier.of_powers(blocks, *self._powers(True, y.dtype))
+
+    def scaling(self, s: mx.array, y: mx.array, mu: mx.array) -> Atoms:
+        return Atoms(*symmetric_eigen(mu[:, :, None, None] * self._barrier(y).hessian))
+
+    def inverse(self, y: mx.array) -> mx.array:
+        return self._barrier(y).inverse.reshape(y.shape)
+
+    def room(self, v: mx.array, dv: mx.array, dual: bool) -> mx.array:
+        shape = (v.shape[0], len(self.alphas), 3)
+        alphas, scale = (a[:, None] for a in self._powers(dual, v.dtype))
+
+        def inside(points: mx.array) -> mx.array:
+            return barrier.in_powers(points, alphas, scale)
+
+        return barrier.longest(inside, v.reshape(shape), dv.reshape(shape))

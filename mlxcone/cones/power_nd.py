@@ -23,6 +23,7 @@ from typing import NamedTuple
 import mlx.core as mx
 
 from mlxcone._linalg import symmetric_eigen
+from mlxcone.cones import barrier
 from mlxcone.cones.base import Spectral
 
 _TINY = 1e-30  # relative size that counts as zero; representable in float32
@@ -302,3 +303,32 @@ class PowerND:
         blocks = weights.reshape(weights.shape[0], len(self.alphas), self._width)
         largest = mx.max(blocks, axis=-1, keepdims=True)
         return mx.broadcast_to(largest, blocks.shape).reshape(weights.shape)
+
+    @property
+    def degree(self) -> int:
+        return self.rows
+
+    def centre(self, dtype: mx.Dtype) -> mx.array:
+        points = [[*(math.sqrt(1 + a) for a in cone), 0.0] for cone in self.alphas]
+        return mx.array([v for point in points for v in point], dtype=dtype)
+
+    def _barrier(self, y: mx.array) -> barrier.Barrier:
+        blocks, _, a = self._prepare(y)
+        return barrier.of_powers(blocks, a, a)
+
+    def scaling(self, s: mx.array, y: mx.array, mu: mx.array) -> Atoms:
+        values, vectors = symmetric_eigen(mu[:, :, None, None] * self._barrier(y).hessian)
+        return Atoms(values, vectors, mx.zeros_like(vectors))
+
+    def inverse(self, y: mx.array) -> mx.array:
+        return self._barrier(y).inverse.reshape(y.shape)
+
+    def room(self, v: mx.array, dv: mx.array, dual: bool) -> mx.array:
+        blocks, _, a = self._prepare(v)
+        alphas = a[:, None]
+        scale = alphas if dual else mx.ones_like(alphas)
+
+        def inside(points: mx.array) -> mx.array:
+            return barrier.in_powers(points, alphas, scale)
+
+        return barrier.longest(inside, blocks, dv.reshape(blocks.shape))

@@ -7,11 +7,11 @@ from collections.abc import Iterable, Mapping, Sized
 from dataclasses import dataclass, fields
 from numbers import Real
 from operator import index
-from typing import Any
+from typing import Any, cast
 
 import mlx.core as mx
 
-from mlxcone.cones.base import Cone, Spectral
+from mlxcone.cones.base import Cone, Interior, Spectral
 from mlxcone.cones.box import Box
 from mlxcone.cones.exponential import Exponential
 from mlxcone.cones.nonneg import NonNeg
@@ -338,3 +338,53 @@ class Product:
         """Row weights (B, m) made constant inside each cone."""
         parts = [g.uniform(v) for g, v in zip(self.groups, self._each(weights), strict=True)]
         return self._join(parts, weights)
+
+    @property
+    def _interiors(self) -> list[Interior]:
+        """The groups; none of them is a box where this is asked for."""
+        return [cast(Interior, g) for g in self.groups]
+
+    @property
+    def degree(self) -> float:
+        """Degree of the barrier of K*."""
+        return sum(g.degree for g in self._interiors)
+
+    def centre(self, dtype: mx.Dtype) -> mx.array:
+        """A point (m,) on the central path, inside of K and K*."""
+        parts = [g.centre(dtype) for g in self._interiors]
+        return mx.concatenate(parts) if parts else mx.zeros((0,), dtype=dtype)
+
+    def barrier_inverse(self, y: mx.array) -> mx.array:
+        """Minus the gradient of the barrier of K* at y (B, m)."""
+        parts = [g.inverse(v) for g, v in zip(self._interiors, self._each(y), strict=True)]
+        return self._join(parts, y)
+
+    def scaling(self, s: mx.array, y: mx.array, mu: mx.array) -> list[Any]:
+        """Atoms of W^2 at s and y (B, m)."""
+        pairs = zip(self._interiors, self._each(s), self._each(y), strict=True)
+        return [g.scaling(a, b, mu) for g, a, b in pairs]
+
+    def room(self, v: mx.array, dv: mx.array, dual: bool) -> mx.array:
+        """Longest step along dv, (B, 1), within K, or K* if ``dual``."""
+        pairs = zip(self._interiors, self._each(v), self._each(dv), strict=True)
+        steps = [g.room(a, b, dual) for g, a, b in pairs]
+        if not steps:
+            return mx.full((v.shape[0], 1), mx.inf, dtype=v.dtype)
+        return mx.min(mx.concatenate(steps, axis=1), axis=1, keepdims=True)
+
+    def without_boxes(self) -> Product:
+        """These groups with inequalities for boxes, t first, then lower and upper bounds."""
+        more = Product(Cones())
+        more._use([g.inequalities if isinstance(g, Box) else g for g in self.groups])
+        return more
+
+    @property
+    def boxes(self) -> list[tuple[int, int, Box | None]]:
+        """First row and end of each group, and the group if it is a box."""
+        pairs = zip(self._bounds, self.groups, strict=True)
+        return [(lo, hi, g if isinstance(g, Box) else None) for (lo, hi), g in pairs]
+
+    @property
+    def is_inequality(self) -> list[bool]:
+        """Whether each row is an inequality."""
+        return [isinstance(g, NonNeg) for g in self.groups for _ in range(g.rows)]

@@ -91,3 +91,46 @@ class SecondOrder:
         return mx.broadcast_to(mx.max(blocks, axis=-1, keepdims=True), blocks.shape).reshape(
             weights.shape
         )
+
+    @property
+    def degree(self) -> int:
+        return self.count
+
+    def centre(self, dtype: mx.Dtype) -> mx.array:
+        apex = mx.zeros((self.count, self.dim), dtype=dtype)
+        apex[:, 0] = 1.0
+        return apex.reshape(-1)
+
+    def _determinant(self, v: mx.array) -> tuple[mx.array, mx.array, mx.array]:
+        """t, u and t^2 - |u|^2."""
+        t, u = self._split(v)
+        norm = _norm(u)
+        return t, u, (t - norm) * (t + norm)
+
+    def scaling(self, s: mx.array, y: mx.array, mu: mx.array) -> Atoms:
+        (s0, s1, ds), (y0, y1, dy) = self._determinant(s), self._determinant(y)
+        root_s, root_y = mx.sqrt(ds), mx.sqrt(dy)
+        s0, s1, y0, y1 = s0 / root_s, s1 / root_s, y0 / root_y, y1 / root_y
+        inner = s0 * y0 + mx.sum(s1 * y1, axis=-1, keepdims=True)
+        gamma = mx.sqrt(0.5 * (1.0 + inner))
+        # W^2 = eta (2 w w' - J) with w'J w = 1 (Vandenberghe, "The CVXOPT linear and quadratic
+        # cone program solvers", 2010, section 4).
+        w0, w1 = (s0 + y0) / (2.0 * gamma), (s1 - y1) / (2.0 * gamma)
+        norm, eta = _norm(w1), root_s / root_y
+        largest = mx.square(w0 + norm)
+        values = mx.concatenate([eta * largest, eta / largest, eta], axis=-1)
+        return Atoms(values, w1 / mx.maximum(norm, _TINY))
+
+    def inverse(self, y: mx.array) -> mx.array:
+        t, u, determinant = self._determinant(y)
+        return (mx.concatenate([t, -u], axis=-1) / determinant).reshape(y.shape)
+
+    def room(self, v: mx.array, dv: mx.array, dual: bool) -> mx.array:
+        (t, u, c), (dt, du, a) = self._determinant(v), self._determinant(dv)
+        # The least positive root of a step^2 + 2 b step + c.
+        b = t * dt - mx.sum(u * du, axis=-1, keepdims=True)
+        square = b * b - a * c
+        bottom = mx.sqrt(mx.maximum(square, 0.0)) - b
+        meets = mx.logical_and(square >= 0, bottom > 0)
+        steps = mx.where(meets, c / mx.where(meets, bottom, 1.0), mx.inf)
+        return mx.min(steps[..., 0], axis=1, keepdims=True)

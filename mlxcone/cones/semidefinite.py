@@ -9,12 +9,14 @@ from typing import NamedTuple
 
 import mlx.core as mx
 
+from mlxcone._linalg import symmetric_eigen
 from mlxcone.cones import positive_part, second_order, sign_iteration
 from mlxcone.cones.base import Spectral
 from mlxcone.cones.positive_part import Eigen
 from mlxcone.cones.second_order import SecondOrder
 
 _ROOT = math.sqrt(2.0)
+_LEAST = 1e-150  # eigenvalues below have been lost to rounding
 
 
 class Atoms(NamedTuple):
@@ -22,6 +24,20 @@ class Atoms(NamedTuple):
 
     eigenvalues: mx.array
     eigen: Eigen
+
+
+class Scaling(NamedTuple):
+    """W^2 V = G V G in the eigenvectors of G; eigenvalues and vectors (B, count, order, order)."""
+
+    eigenvalues: mx.array
+    vectors: mx.array
+
+
+def _power(matrix: mx.array, exponent: float) -> mx.array:
+    """A power of positive definite matrices."""
+    values, vectors = symmetric_eigen(matrix)
+    scaled = vectors * mx.power(mx.maximum(values, _LEAST), exponent)[..., None, :]
+    return scaled @ mx.swapaxes(vectors, -1, -2)
 
 
 def _by_products(dtype: mx.Dtype) -> bool:
@@ -88,10 +104,15 @@ class Semidefinite:
         eigen = positive_part.decompose(self._blocks(z))
         return Atoms(positive_part.slopes(eigen.values), eigen)
 
-    def spectral(self, atoms: Atoms, function: Spectral, v: mx.array) -> mx.array:
+    def spectral(self, atoms: Atoms | Scaling, function: Spectral, v: mx.array) -> mx.array:
         columns = v.reshape(v.shape[0], self.count, self._size, v.shape[-1])
         inner = self._matrices(mx.swapaxes(columns, -1, -2))
-        image = positive_part.derivative_times(atoms.eigen, function, inner)
+        if isinstance(atoms, Scaling):
+            Q = atoms.vectors[:, :, None]
+            Qt = mx.swapaxes(Q, -1, -2)
+            image = Q @ (function(atoms.eigenvalues)[:, :, None] * (Qt @ inner @ Q)) @ Qt
+        else:
+            image = positive_part.derivative_times(atoms.eigen, function, inner)
         out = mx.swapaxes(self._triangles(image), -1, -2)
         return out.reshape(out.shape[0], self.rows, v.shape[-1])
 
@@ -106,6 +127,32 @@ class Semidefinite:
         blocks = weights.reshape(weights.shape[0], self.count, self._size)
         largest = mx.max(blocks, axis=-1, keepdims=True)
         return mx.broadcast_to(largest, blocks.shape).reshape(weights.shape)
+
+    @property
+    def degree(self) -> int:
+        return self.count * self.order
+
+    def centre(self, dtype: mx.Dtype) -> mx.array:
+        eye = mx.broadcast_to(mx.eye(self.order, dtype=dtype), (self.count, *(self.order,) * 2))
+        return self._triangles(eye).reshape(-1)
+
+    def scaling(self, s: mx.array, y: mx.array, mu: mx.array) -> Scaling:
+        half = _power(self._blocks(s), 0.5)
+        # G Y G = S (Nesterov and Todd 1997).
+        G = half @ _power(half @ self._blocks(y) @ half, -0.5) @ half
+        values, vectors = symmetric_eigen(0.5 * (G + mx.swapaxes(G, -1, -2)))
+        values = mx.maximum(values, _LEAST)
+        return Scaling(values[..., :, None] * values[..., None, :], vectors)
+
+    def inverse(self, y: mx.array) -> mx.array:
+        return self._triangles(_power(self._blocks(y), -1.0)).reshape(y.shape)
+
+    def room(self, v: mx.array, dv: mx.array, dual: bool) -> mx.array:
+        half = _power(self._blocks(v), -0.5)
+        slope = half @ self._blocks(dv) @ half
+        least = symmetric_eigen(0.5 * (slope + mx.swapaxes(slope, -1, -2)))[0][..., 0]
+        steps = mx.where(least < 0, -1.0 / mx.where(least < 0, least, -1.0), mx.inf)
+        return mx.min(steps, axis=1, keepdims=True)
 
 
 @dataclass(frozen=True)
@@ -148,3 +195,20 @@ class Semidefinite2:
 
     def uniform(self, weights: mx.array) -> mx.array:
         return self._turned.uniform(weights)
+
+    @property
+    def degree(self) -> int:
+        # Of the second-order cones: a multiple of a barrier serves as well.
+        return self._turned.degree
+
+    def centre(self, dtype: mx.Dtype) -> mx.array:
+        return self._turn(self._turned.centre(dtype)[None])[0]
+
+    def scaling(self, s: mx.array, y: mx.array, mu: mx.array) -> second_order.Atoms:
+        return self._turned.scaling(self._turn(s), self._turn(y), mu)
+
+    def inverse(self, y: mx.array) -> mx.array:
+        return self._turn(self._turned.inverse(self._turn(y)))
+
+    def room(self, v: mx.array, dv: mx.array, dual: bool) -> mx.array:
+        return self._turned.room(self._turn(v), self._turn(dv), dual)

@@ -40,3 +40,18 @@ class Zero:
 
     def uniform(self, weights: mx.array) -> mx.array:
         return weights
+
+    degree = 0
+
+    def centre(self, dtype: mx.Dtype) -> mx.array:
+        return mx.zeros((self.count,), dtype=dtype)
+
+    def scaling(self, s: mx.array, y: mx.array, mu: mx.array) -> Atoms:
+        # Equalities have s = 0 and no scaling: whoever solves with it keeps them apart.
+        return Atoms(mx.ones_like(y))
+
+    def inverse(self, y: mx.array) -> mx.array:
+        return mx.zeros_like(y)
+
+    def room(self, v: mx.array, dv: mx.array, dual: bool) -> mx.array:
+        return mx.full((v.shape[0], 1), mx.inf, dtype=v.dtype)
