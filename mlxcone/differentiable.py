@@ -268,7 +268,8 @@ def solve(
         \text{subject to } A x + s = b,\ s \in K
 
     Operator splitting in float32 (O'Donoghue 2021, arXiv 2004.02177; Stellato et al. 2020), then
-    semismooth Newton in float64; derivatives by the implicit function theorem (arXiv 1904.09043).
+    semismooth Newton in float64, and interior-point steps (arXiv 2405.12762) where that stalls;
+    derivatives by the implicit function theorem (arXiv 1904.09043).
     Works under ``mx.grad``, ``value_and_grad``, ``vjp``, ``jvp``, ``vmap`` and ``checkpoint``, and
     with ``fixed_iters`` under ``mx.compile``; without it, evaluating what was compiled raises.
 

@@ -38,6 +38,8 @@ _NEAR = 0.99  # share of the way to the boundary
 _SHORT = 0.1  # a shorter step is tried again towards the centre
 _STUCK = 1e-6
 _RAY = 1e-8  # drift of a certificate, beside its value, that ends a lane
+_AIM = 1e-3  # violation aimed at: Newton's method begins closer
+_PATIENCE = 2  # steps that hardly help a lane that is good enough
 
 Judge = Callable[[mx.array, mx.array, mx.array, mx.array], mx.array]
 
@@ -263,7 +265,7 @@ def _drifts(program: Program, at: Point) -> tuple[mx.array, mx.array]:
 def solve(
     program: Program, cones: Product, judge: Judge, most: int, deadline: float
 ) -> tuple[Best, Rays, int]:
-    """Follow the central path in every lane until ``judge`` says at most 1, or to its end.
+    """Follow the central path in every lane well beyond what ``judge`` accepts, or to its end.
 
     Args:
         program (Program): equilibrated, float64.
@@ -285,6 +287,7 @@ def solve(
     centre = mx.broadcast_to(inner.centre(wide)[None], local.b.shape)
     one = mx.ones((total, 1), dtype=wide)
     at = Point(zero_x, centre, centre, one, one)
+    idle = mx.zeros((total,), dtype=mx.int32)
     steps = _Steps(local, inner)
     for count in range(1, most + 1):
         at, length = steps.advance(at)
@@ -292,19 +295,23 @@ def solve(
         s = cones.project(original.b - original.A.times(x))
         violation = judge(chosen, x, y, s)
         unbounded, infeasible = _drifts(local, at)
-        best = _keep(best, chosen, Best(x, y, s, violation), violation < best.violation[chosen])
+        before = best.violation[chosen]
+        idle = mx.where(violation < 0.5 * before, 0, idle + 1)
+        best = _keep(best, chosen, Best(x, y, s, violation), violation < before)
         ray_y = _join_boxes(cones, at.y)
         here = Rays(at.x, ray_y, unbounded, infeasible)
         rays = _keep_rays(rays, chosen, here)
         mx.eval(at, best, rays)
-        open_ = (violation > 1.0) | mx.isnan(violation)
-        open_ = open_ & (mx.minimum(unbounded, infeasible) > _RAY) & (length[:, 0] > _STUCK)
+        reached = best.violation[chosen]
+        done = (reached <= _AIM) | ((reached <= 1.0) & (idle >= _PATIENCE))
+        done = done | (mx.minimum(unbounded, infeasible) <= _RAY)
+        open_ = mx.logical_not(done) & (length[:, 0] > _STUCK)
         left = lanes.where_true(open_)
         if not left or time.monotonic() > deadline:
             return best, rays, count
         if 2 * len(left) <= chosen.shape[0]:
             keep = lanes.bucket(left, chosen.shape[0])
-            chosen, at = chosen[keep], lanes.take(at, keep)
+            chosen, at, idle = chosen[keep], lanes.take(at, keep), idle[keep]
             local, original = local.take(keep), original.take(keep)
             steps = _Steps(local, inner)
     return best, rays, most

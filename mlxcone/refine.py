@@ -131,8 +131,8 @@ class Refinement:
             self.factorizations, chosen, self.factorizations[chosen] + 1
         )
 
-    def newton(self, which: list[int], steps: int) -> None:
-        """Full Newton steps on some lanes; each stops when it is solved or stalls."""
+    def newton(self, which: list[int], steps: int, aim: float = 1.0) -> None:
+        """Full Newton steps on some lanes; each stops when its violation is at most ``aim``."""
         if not which:
             return
         total = self.program.lanes
@@ -151,7 +151,7 @@ class Refinement:
             idle = mx.where(progress, 0, idle + 1)
             mx.eval(x, z, idle, self.x, self.y, self.s, self.violation)
             mx.eval(self.inverse, self.factored_at)
-            left = lanes.where_true((violation > 1.0) & (idle < _STALL))
+            left = lanes.where_true((violation > aim) & (idle < _STALL))
             if not left or time.monotonic() > self.deadline:
                 return
             if len(left) < chosen.shape[0]:
@@ -178,7 +178,8 @@ class Refinement:
             self.factorizations, chosen, self.factorizations[chosen] + count
         )
         mx.eval(self.x, self.y, self.s, self.violation)
-        self.newton(which, 3)
+        # Where interior points end, y is as good as the square root of the gap: see it through.
+        self.newton(which, 3, 0.0)
         return chosen, rays
 
     def multipliers(self, which: list[int], most: int) -> None:

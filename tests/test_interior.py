@@ -198,7 +198,7 @@ def test_the_rung_saves_lanes_that_newton_does_not() -> None:
     """With no splitting to speak of and one Newton step, interior points do the work."""
     poor = {"max_iters": 1, "newton_iters": 1, "multiplier_iters": 0}
     rng = np.random.default_rng(5)
-    instance = manufacture.feasible(rng, 12, FULL)
+    instance = manufacture.feasible(rng, 12, {"z": 3, "l": 6, "q": [4, 3], "s": [3, 2]})
     args = (instance.P, instance.q, instance.A, instance.b, instance.cones)
     without = mlxcone.solve(*args, **poor, interior_iters=0)
     assert without.info.status.item() != mlxcone.Status.SOLVED

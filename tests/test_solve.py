@@ -729,7 +729,7 @@ def test_certificates_say_nothing_where_they_do_not_apply(
 
 def test_too_few_iterations_are_reported() -> None:
     instance = regular(18)
-    options = {"max_iters": 1, "newton_iters": 0, "multiplier_iters": 0}
+    options = {"max_iters": 1, "newton_iters": 0, "interior_iters": 0, "multiplier_iters": 0}
     solution = mlxcone.solve(*instance.data, **options)
     assert int(solution.info.status) in (Status.INDETERMINATE, Status.SOLVED_INACCURATE)
     assert np.isfinite(np.array(solution.x)).all()
