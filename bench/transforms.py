@@ -33,7 +33,7 @@ def measure(problem: LayerProblem, options: argparse.Namespace) -> dict[str, flo
     """The three figures of one problem."""
     task = make_task(problem, options)
     built, parameters, variables = problem.build()
-    layer = CvxpyLayer(built, parameters=parameters, variables=variables)
+    layer = CvxpyLayer(built, parameters=parameters, variables=variables, gp=problem.gp)
     params, weights = (to_mlx(v, mx.float64) for v in (task.params, task.cotangents))
     directions = to_mlx(
         [np.random.default_rng(i).normal(size=p.shape) for i, p in enumerate(params)], mx.float64
