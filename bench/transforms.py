@@ -70,7 +70,7 @@ def main() -> int:
     parser.add_argument("--only", action="append", metavar="NAME", help="may be repeated")
     options = parser.parse_args()
     options.dtype, options.directions = "float64", None
-    mx.set_default_device(mx.cpu)  # type: ignore[arg-type]
+    mx.set_default_device(mx.Device(mx.DeviceType.cpu))
     worst = dict.fromkeys(BARS, 0.0)
     print(f"{'problem':28s}" + "".join(f"{name:>14s}" for name in BARS))
     for problem in chosen_problems(options.only):

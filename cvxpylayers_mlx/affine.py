@@ -51,7 +51,7 @@ class SparseMap:
         sources, targets = (self.rows, self.columns) if transposed else (self.columns, self.rows)
         size = self.shape[1] if transposed else self.shape[0]
         # Lanes last: gather and scatter then move contiguous rows.
-        with mx.stream(mx.cpu):  # type: ignore[arg-type]
+        with mx.stream(mx.Device(mx.DeviceType.cpu)):
             values = self.values.astype(p.dtype)
         moved = values[:, None] * mx.take(p.T, sources, axis=0)
         return mx.zeros((size, p.shape[0]), dtype=p.dtype).at[targets].add(moved).T

@@ -153,7 +153,7 @@ def canonicalize(
     Raises:
         NotDPPError: not DPP (an AssertionError and a ValueError).
         ValueError: parameters or variables do not match the problem.
-        NotImplementedError: a cone or kind of variable that is not supported yet.
+        NotImplementedError: not convex and continuous, or CVXPY canonicalizes it in an unknown way.
     """
     _validate(problem, parameters, variables, gp)
     backend = None if canon_backend == "diffcp" else canon_backend
@@ -165,11 +165,13 @@ def canonicalize(
                 solver=mlxcone.MLXCONE(), gp=gp, verbose=verbose, canon_backend=backend
             )
     except error.SolverError as refusal:
+        # CVXPY found a cone or an attribute that MLXCONE does not list: integers, for example.
         raise NotImplementedError(
             f"the problem needs more than continuous variables and convex cones: {refusal}"
         ) from refusal
     program, dims = data[settings.PARAM_PROB], data["dims"]
     apart = [getattr(program, name, None) for name in ("dir_cones", "lower_bounds", "upper_bounds")]
+    # A constraint that is overlooked gives a wrong answer, silently: better none.
     if any(part is not None and len(part) for part in apart):
         raise NotImplementedError("CVXPY kept constraints apart from A; this release is not known")
     n, m = program.x.size, program.constr_size
@@ -181,6 +183,7 @@ def canonicalize(
     ]
     picks = tuple(pick for _, pick in located)
     spans = [slice(start, start + pick.index.size) for start, pick in located]
+    # So does a parameter whose entries are read in another order.
     if sum(pick.index.size for pick in picks) != program.A.shape[1] - 1:
         raise NotImplementedError("CVXPY rewrites a parameter in a way that is not known here")
     # CVXPY: A_c x + b_c in K, entries by columns, b_c as column n. Here A = -A_c, b = b_c.

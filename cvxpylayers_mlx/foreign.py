@@ -75,7 +75,7 @@ class Foreign:
         code = mx.array(status)
         # A product, for the gradient of such a problem is NaN too.
         mark = mx.where(code > 0, 1.0, mx.nan)[..., None]
-        with mx.stream(mx.cpu):  # type: ignore[arg-type]
+        with mx.stream(mx.Device(mx.DeviceType.cpu)):
             x, y, s = (v * mark.astype(v.dtype) for v in found[:3])
         return mlxcone.Solution(x, y, s, found.info._replace(status=code))
 
@@ -103,14 +103,14 @@ def _solve(
         objective = objective + 0.5 * cp.quad_form(x, cp.psd_wrap(0.5 * (P + P.T)))
     parts = _constraints(s, cones)
     problem = cp.Problem(cp.Minimize(objective), [constraint for constraint, _ in parts])
-    nothing = np.full(q.size, np.nan), np.full(b.size, np.nan), np.full(b.size, np.nan)
+    status = mlxcone.Status.FAILED
     try:
         problem.solve(solver=name, **options)
+        status = _STATUS.get(problem.status, status)
     except cp.SolverError:
-        return mlxcone.Status.FAILED, *nothing
-    status = _STATUS.get(problem.status, mlxcone.Status.FAILED)
-    if x.value is None or status <= 0:
-        return min(status, mlxcone.Status.FAILED) if status > 0 else status, *nothing
+        pass  # it gave up: FAILED
+    if status <= 0 or x.value is None:
+        return status, np.full(q.size, np.nan), np.full(b.size, np.nan), np.full(b.size, np.nan)
     duals = [np.zeros(0), *(dual(constraint) for constraint, dual in parts)]
     return status, x.value, np.concatenate(duals), b - A @ x.value
 
@@ -154,6 +154,7 @@ def _constraints(s: Any, cones: mlxcone.Cones) -> list[tuple[Any, Any]]:
     for alpha in cones.power_nd:
         rows, k = take(len(alpha) + 1), len(alpha)
         parts.append((cp.PowConeND(rows[:k], rows[k], np.array(alpha)), joined))
+    assert row == cones.rows, "CVXPY's problems have no box and no dual exponential cones"
     return parts
 
 

@@ -138,7 +138,7 @@ class CvxpyLayer:
     def _objective(self, found: mlxcone.Solution, selected: parameter_vector.Checked) -> mx.array:
         form = self._canonical
         constant: Any = self._data(form.constant, selected)
-        with mx.stream(mx.cpu):  # type: ignore[arg-type]
+        with mx.stream(mx.Device(mx.DeviceType.cpu)):
             value = form.sign * (found.info.objective + constant[..., 0])
         value = recover.exp(value) if form.logarithm else value
         return value.astype(selected.dtype)

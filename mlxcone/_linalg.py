@@ -27,6 +27,17 @@ def on_cpu(function: Callable[_Params, _Result]) -> Callable[_Params, _Result]:
     return wrapped
 
 
+def _cholesky(matrix: mx.array) -> tuple[mx.array, mx.array]:
+    """Cholesky factor, the identity where there is none, and where there is one."""
+    eye = mx.eye(matrix.shape[-1], dtype=matrix.dtype)
+    finite = mx.all(mx.isfinite(matrix), axis=(-1, -2))
+    factor = mx.linalg.cholesky(mx.where(finite[..., None, None], matrix, eye), stream=mx.cpu)
+    # LAPACK stops at the first non-positive pivot and MLX hands back what is there.
+    pivots = mx.diagonal(factor, axis1=-2, axis2=-1)
+    ok = finite & mx.all(mx.isfinite(factor), axis=(-1, -2)) & (mx.min(pivots, axis=-1) > 0)
+    return mx.where(ok[..., None, None], factor, eye), ok
+
+
 @on_cpu
 def spd_inverse(matrix: mx.array) -> tuple[mx.array, mx.array]:
     """Explicit inverse of symmetric positive definite matrices by Cholesky.
@@ -41,13 +52,7 @@ def spd_inverse(matrix: mx.array) -> tuple[mx.array, mx.array]:
         tuple: the inverse (the identity where the factorization failed) and a boolean array of
         shape ``(...)``: whether the matrix was finite and numerically positive definite.
     """
-    eye = mx.eye(matrix.shape[-1], dtype=matrix.dtype)
-    finite = mx.all(mx.isfinite(matrix), axis=(-1, -2))
-    factor = mx.linalg.cholesky(mx.where(finite[..., None, None], matrix, eye), stream=mx.cpu)
-    # LAPACK stops at the first non-positive pivot and MLX hands back what is there.
-    pivots = mx.diagonal(factor, axis1=-2, axis2=-1)
-    ok = finite & mx.all(mx.isfinite(factor), axis=(-1, -2)) & (mx.min(pivots, axis=-1) > 0)
-    factor = mx.where(ok[..., None, None], factor, eye)
+    factor, ok = _cholesky(matrix)
     return mx.linalg.cholesky_inv(factor, stream=mx.cpu), ok
 
 
@@ -63,18 +68,14 @@ def spd_root(matrix: mx.array, shifts: tuple[float, ...]) -> tuple[mx.array, mx.
         tuple: R (B, n, n), lower triangular, and a boolean array (B,).
     """
     eye = mx.eye(matrix.shape[-1], dtype=matrix.dtype)
-    finite = mx.all(mx.isfinite(matrix), axis=(-1, -2))
-    safe = mx.where(finite[:, None, None], matrix, eye)
-    root, ok = eye, mx.zeros(finite.shape, dtype=mx.bool_)
-    for shift in shifts:
-        factor = mx.linalg.cholesky(safe + shift * eye, stream=mx.cpu)
-        pivots = mx.diagonal(factor, axis1=-2, axis2=-1)
-        fits = mx.all(mx.isfinite(factor), axis=(-1, -2)) & (mx.min(pivots, axis=-1) > 0)
-        root = mx.where((fits & mx.logical_not(ok))[:, None, None], factor, root)
-        ok = ok | fits
+    root, ok = _cholesky(matrix + shifts[0] * eye)
+    for shift in shifts[1:]:
         if bool(mx.all(ok).item()):
             break
-    return mx.linalg.tri_inv(root, stream=mx.cpu), ok & finite
+        factor, fits = _cholesky(matrix + shift * eye)
+        root = mx.where(ok[:, None, None], root, factor)
+        ok = ok | fits
+    return mx.linalg.tri_inv(root, stream=mx.cpu), ok
 
 
 @on_cpu

@@ -107,7 +107,7 @@ class MLXCONE(ConicSolver):
     MIP_CAPABLE = False
     REQUIRES_CONSTR = False
     cones_of = staticmethod(cones_of)
-    # What is not here (plain PSD, ...) CVXPY rewrites exactly.
+    # What is not here (plain PSD, ...) CVXPY rewrites exactly. Lists, because CVXPY's are.
     SUPPORTED_CONSTRAINTS = [Zero, NonNeg, SOC, SvecPSD, ExpCone, PowCone3D, PowConeND]  # noqa: RUF012
     EXP_CONE_ORDER = [0, 1, 2]  # noqa: RUF012
     PSD_TRIANGLE_KIND = TriangleKind.LOWER
@@ -165,7 +165,7 @@ class MLXCONE(ConicSolver):
         start = None
         if warm_start and kept is not None and (kept.shape, kept.cones) == (A.shape, cones):
             start = kept.solution
-        with mx.stream(mx.cpu):  # type: ignore[arg-type]
+        with mx.stream(mx.Device(mx.DeviceType.cpu)):
             began = time.perf_counter()
             solver = Solver(P if has_P else None, A, cones, settings)
             ready = time.perf_counter()
@@ -182,7 +182,7 @@ class MLXCONE(ConicSolver):
         zero = mx.zeros((), dtype=mx.int32)
         nothing = mx.array(0.0)
         info = Info(zero + Status.SOLVED, zero, zero, *[nothing] * 4)
-        with mx.stream(mx.cpu):  # type: ignore[arg-type]
+        with mx.stream(mx.Device(mx.DeviceType.cpu)):
             point = [mx.array(v, dtype=mx.float64) for v in (x, y, 0.0 * y)]
         return _Answer(Solution(point[0], point[1], point[2], info), 0.0, 0.0)
 

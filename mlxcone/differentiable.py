@@ -36,6 +36,7 @@ def _detached(array: mx.array) -> mx.array:
     """A copy that remembers no graph; raises where arrays cannot be evaluated."""
     if array.size == 0:
         return mx.zeros(array.shape, dtype=array.dtype)
+    # MLX's stubs leave out that arrays are buffers.
     view: Any = memoryview(array)  # type: ignore[arg-type]
     return mx.array(view, dtype=array.dtype)
 
@@ -75,7 +76,7 @@ def _anchor(outputs: Any) -> Anchor:
 
 def _placeholder(lanes: int, n: int, m: int) -> tuple[mx.array, ...]:
     """Arrays of the shapes and dtypes of `_flat`, which raise when evaluated."""
-    with mx.stream(mx.cpu):  # type: ignore[arg-type]
+    with mx.stream(mx.Device(mx.DeviceType.cpu)):
         raises = poison()
         wide = [(lanes, n), (lanes, m), (lanes, m)]
         counts = [(lanes,)] * 3
@@ -137,6 +138,7 @@ def _custom(
             program,
             product,
             settings,
+            # MLX's stubs say that there may be none.
             mx.default_device(),  # type: ignore[arg-type]
             start,
             setup,

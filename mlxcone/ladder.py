@@ -172,9 +172,9 @@ class Ladder:
                 _CERTIFICATE_ITERS,
                 self.deadline,
             )
-            valid = (found.violation <= 1.0).tolist()
+            valid: Any = (found.violation <= 1.0).tolist()
             for position, lane in enumerate(which):
-                if valid[position]:  # type: ignore[index]
+                if valid[position]:
                     self.status[lane] = status
                     self.certificates[lane] = (status, found, position)
 

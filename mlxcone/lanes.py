@@ -13,7 +13,8 @@ import mlx.core as mx
 
 def where_true(mask: mx.array) -> list[int]:
     """Lanes where a boolean array (B,) holds; evaluates it."""
-    return [lane for lane, holds in enumerate(mask.tolist()) if holds]  # type: ignore[arg-type]
+    holds: Any = mask.tolist()
+    return [lane for lane, here in enumerate(holds) if here]
 
 
 def bucket(lanes: Iterable[int], total: int) -> mx.array:

@@ -30,6 +30,7 @@ LEVELS: dict[str, tuple[int, int]] = {
     "mlxcone.cones.second_order": (1, 1),
     "mlxcone.cones.spectral3": (1, 1),
     "mlxcone.cones.barrier": (1, 1),
+    "mlxcone.cones.probes": (1, 1),
     "mlxcone.cones.box": (1, 2),
     "mlxcone.cones.sign_iteration": (1, 1),
     "mlxcone.cones.positive_part": (1, 1),

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 
 from mlxcone.cones.exponential import Exponential
+from mlxcone.cones.product import uniform
 
 Array = np.ndarray
 DIGITS = decimal.Context(prec=60, Emax=decimal.MAX_EMAX, Emin=decimal.MIN_EMIN)
@@ -313,5 +314,5 @@ def test_one_lane_with_nan_stays_alone(dual: bool) -> None:
 
 def test_uniform_takes_the_largest_weight_of_each_cone() -> None:
     weights = mx.array([[1.0, 3.0, 2.0, 5.0, 4.0, 0.5]])
-    found = Exponential(2, dual=False).uniform(weights).tolist()
+    found = uniform(Exponential(2, dual=False), weights).tolist()
     assert found == [[3.0, 3.0, 3.0, 5.0, 5.0, 5.0]]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import mlx.core as mx
@@ -110,12 +111,12 @@ def in_exponential_dual(v: mx.array) -> mx.array:
     return mx.logical_and(right, y - safe_x - safe_x * mx.log(-safe_z / safe_x) > 0)
 
 
-def longest(inside: object, v: mx.array, dv: mx.array) -> mx.array:
+def longest(inside: Callable[[mx.array], mx.array], v: mx.array, dv: mx.array) -> mx.array:
     """The longest step of a grid, at most 1, to stay inside; ``v`` is (B, count, d), result (B, 1).
 
     ``inside`` maps (..., d) to booleans (...).
     """
     steps = mx.array(_STEPS, dtype=v.dtype)
     points = v[:, :, None] + steps[:, None] * dv[:, :, None]
-    allowed = mx.all(inside(points), axis=1)  # type: ignore[operator]
+    allowed = mx.all(inside(points), axis=1)
     return mx.max(mx.where(allowed, steps, 0.0), axis=1, keepdims=True)

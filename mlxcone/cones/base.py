@@ -24,6 +24,11 @@ class Cone(Protocol):
         """Rows the group occupies."""
         ...
 
+    @property
+    def count(self) -> int:
+        """Number of equal cones."""
+        ...
+
     def project_dual(self, z: mx.array) -> mx.array:
         """Projection onto K*; ``z`` is (B, rows)."""
         ...
@@ -38,10 +43,6 @@ class Cone(Protocol):
 
     def signature(self, atoms: Any) -> mx.array:
         """Numbers (B, k) of size 1 that move as D moves: tells when a factor of D is stale."""
-        ...
-
-    def uniform(self, weights: mx.array) -> mx.array:
-        """Make row weights (B, rows) constant inside each cone (maximum), so scaling keeps K."""
         ...
 
 

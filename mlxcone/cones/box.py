@@ -69,6 +69,10 @@ class Box:
     def rows(self) -> int:
         return 1 + len(self.lower)
 
+    @property
+    def count(self) -> int:
+        return 1
+
     def _bounds(self, dtype: mx.Dtype) -> tuple[mx.array, mx.array, mx.array, mx.array]:
         """Bounds (0 where infinite), and which are finite."""
         has_low = [low > -_INFINITE for low in self.lower]
@@ -163,9 +167,6 @@ class Box:
         # Where t is fixed at 0, the direction does not matter.
         free = 1.0 - atoms.eigenvalues[:, :1]
         return mx.concatenate([atoms.eigenvalues, free * atoms.direction], axis=1)
-
-    def uniform(self, weights: mx.array) -> mx.array:
-        return mx.broadcast_to(mx.max(weights, axis=1, keepdims=True), weights.shape)
 
     @property
     def inequalities(self) -> NonNeg:

@@ -218,11 +218,6 @@ class Exponential:
     def signature(self, atoms: Atoms) -> mx.array:
         return spectral3.signature(atoms)
 
-    def uniform(self, weights: mx.array) -> mx.array:
-        blocks = weights.reshape(weights.shape[0], self.count, 3)
-        largest = mx.max(blocks, axis=-1, keepdims=True)
-        return mx.broadcast_to(largest, blocks.shape).reshape(weights.shape)
-
     @property
     def degree(self) -> int:
         return 3 * self.count

@@ -38,9 +38,6 @@ class NonNeg:
     def signature(self, atoms: Atoms) -> mx.array:
         return atoms.eigenvalues
 
-    def uniform(self, weights: mx.array) -> mx.array:
-        return weights
-
     @property
     def degree(self) -> int:
         return self.count

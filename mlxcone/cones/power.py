@@ -220,6 +220,10 @@ class Power:
     def rows(self) -> int:
         return 3 * len(self.alphas)
 
+    @property
+    def count(self) -> int:
+        return len(self.alphas)
+
     def _prepare(self, z: mx.array) -> tuple[mx.array, mx.array, mx.array, mx.array]:
         """Exponents, whether a cone is primal, blocks of z of size 1, and their sizes."""
         blocks = z.reshape(z.shape[0], len(self.alphas), 3)
@@ -262,11 +266,6 @@ class Power:
 
     def signature(self, atoms: Atoms) -> mx.array:
         return spectral3.signature(atoms)
-
-    def uniform(self, weights: mx.array) -> mx.array:
-        blocks = weights.reshape(weights.shape[0], len(self.alphas), 3)
-        largest = mx.max(blocks, axis=-1, keepdims=True)
-        return mx.broadcast_to(largest, blocks.shape).reshape(weights.shape)
 
     @property
     def degree(self) -> int:

@@ -23,7 +23,7 @@ from typing import NamedTuple
 import mlx.core as mx
 
 from mlxcone._linalg import symmetric_eigen
-from mlxcone.cones import barrier
+from mlxcone.cones import barrier, probes
 from mlxcone.cones.base import Spectral
 
 _TINY = 1e-30  # relative size that counts as zero; representable in float32
@@ -233,6 +233,10 @@ class PowerND:
         return len(self.alphas) * self._width
 
     @property
+    def count(self) -> int:
+        return len(self.alphas)
+
+    @property
     def _width(self) -> int:
         """Rows of one cone."""
         return 1 + len(self.alphas[0])
@@ -293,16 +297,7 @@ class PowerND:
         return out.reshape(out.shape[0], self.rows, v.shape[-1])
 
     def signature(self, atoms: Atoms) -> mx.array:
-        # D on two vectors: eigenvectors of equal eigenvalues may turn, and D does not.
-        places = mx.arange(self.rows, dtype=mx.float32).astype(atoms.vectors.dtype)
-        probes = mx.stack([mx.cos(places * places), mx.sin(1.0 + places * places)], axis=-1)
-        image = self.spectral(atoms, lambda eigenvalue: eigenvalue, probes[None])
-        return image.reshape(image.shape[0], -1)
-
-    def uniform(self, weights: mx.array) -> mx.array:
-        blocks = weights.reshape(weights.shape[0], len(self.alphas), self._width)
-        largest = mx.max(blocks, axis=-1, keepdims=True)
-        return mx.broadcast_to(largest, blocks.shape).reshape(weights.shape)
+        return probes.images(self, atoms, atoms.vectors.dtype)
 
     @property
     def degree(self) -> int:

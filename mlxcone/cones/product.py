@@ -246,6 +246,15 @@ def _group(cones: Cones, kind: tuple[Any, ...], rows: int) -> Cone:
             return PowerND(tuple(same))
 
 
+def uniform(cone: Cone, weights: mx.array) -> mx.array:
+    """Row weights (B, rows) made constant inside each cone (maximum), so that scaling keeps K."""
+    if not cone.rows:
+        return weights
+    blocks = weights.reshape(weights.shape[0], cone.count, -1)
+    largest = mx.max(blocks, axis=-1, keepdims=True)
+    return mx.broadcast_to(largest, blocks.shape).reshape(weights.shape)
+
+
 class Product:
     """Groups of equal cones on consecutive rows.
 
@@ -336,7 +345,7 @@ class Product:
 
     def uniform(self, weights: mx.array) -> mx.array:
         """Row weights (B, m) made constant inside each cone."""
-        parts = [g.uniform(v) for g, v in zip(self.groups, self._each(weights), strict=True)]
+        parts = [uniform(g, v) for g, v in zip(self.groups, self._each(weights), strict=True)]
         return self._join(parts, weights)
 
     @property

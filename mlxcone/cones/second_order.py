@@ -86,12 +86,6 @@ class SecondOrder:
         parts = mx.concatenate([atoms.eigenvalues, spread * atoms.unit], axis=-1)
         return parts.reshape(parts.shape[0], -1)
 
-    def uniform(self, weights: mx.array) -> mx.array:
-        blocks = weights.reshape(weights.shape[0], self.count, self.dim)
-        return mx.broadcast_to(mx.max(blocks, axis=-1, keepdims=True), blocks.shape).reshape(
-            weights.shape
-        )
-
     @property
     def degree(self) -> int:
         return self.count

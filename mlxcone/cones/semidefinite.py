@@ -10,7 +10,7 @@ from typing import NamedTuple
 import mlx.core as mx
 
 from mlxcone._linalg import symmetric_eigen
-from mlxcone.cones import positive_part, second_order, sign_iteration
+from mlxcone.cones import positive_part, probes, second_order, sign_iteration
 from mlxcone.cones.base import Spectral
 from mlxcone.cones.positive_part import Eigen
 from mlxcone.cones.second_order import SecondOrder
@@ -117,16 +117,7 @@ class Semidefinite:
         return out.reshape(out.shape[0], self.rows, v.shape[-1])
 
     def signature(self, atoms: Atoms) -> mx.array:
-        # D on two vectors: eigenvectors of equal eigenvalues may turn, and D does not.
-        places = mx.arange(self.rows, dtype=mx.float32).astype(atoms.eigenvalues.dtype)
-        probes = mx.stack([mx.cos(places * places), mx.sin(1.0 + places * places)], axis=-1)
-        image = self.spectral(atoms, lambda eigenvalue: eigenvalue, probes[None])
-        return image.reshape(image.shape[0], -1)
-
-    def uniform(self, weights: mx.array) -> mx.array:
-        blocks = weights.reshape(weights.shape[0], self.count, self._size)
-        largest = mx.max(blocks, axis=-1, keepdims=True)
-        return mx.broadcast_to(largest, blocks.shape).reshape(weights.shape)
+        return probes.images(self, atoms, atoms.eigenvalues.dtype)
 
     @property
     def degree(self) -> int:
@@ -192,9 +183,6 @@ class Semidefinite2:
 
     def signature(self, atoms: second_order.Atoms) -> mx.array:
         return self._turned.signature(atoms)
-
-    def uniform(self, weights: mx.array) -> mx.array:
-        return self._turned.uniform(weights)
 
     @property
     def degree(self) -> int:

@@ -38,9 +38,6 @@ class Zero:
     def signature(self, atoms: Atoms) -> mx.array:
         return atoms.eigenvalues
 
-    def uniform(self, weights: mx.array) -> mx.array:
-        return weights
-
     degree = 0
 
     def centre(self, dtype: mx.Dtype) -> mx.array:
