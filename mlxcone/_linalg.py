@@ -79,6 +79,31 @@ def spd_root(matrix: mx.array, shifts: tuple[float, ...]) -> tuple[mx.array, mx.
 
 
 @on_cpu
+def lu_inverses(matrix: mx.array) -> tuple[mx.array, mx.array, mx.array]:
+    """Inverses of the factors of an LU decomposition with pivots, for products with row vectors.
+
+    Args:
+        matrix (mx.array): (B, n, n), n >= 1.
+
+    Returns:
+        tuple: L and U, (B, n, n), with (v L) U = v matrix^-T for rows v, and a boolean array (B,):
+        whether the matrix was finite and no pivot zero.
+    """
+    finite = mx.all(mx.isfinite(matrix), axis=(-1, -2))
+    eye = mx.eye(matrix.shape[-1], dtype=matrix.dtype)
+    rows, lower, upper = mx.linalg.lu(mx.where(finite[:, None, None], matrix, eye), stream=mx.cpu)
+    pivots = mx.diagonal(upper, axis1=-2, axis2=-1)
+    ok = finite & mx.all(mx.abs(pivots) > 0, axis=-1)
+    # One zero pivot would make LAPACK raise for the whole batch.
+    upper = mx.where(ok[:, None, None], upper, eye)
+    lower = mx.linalg.tri_inv(lower, stream=mx.cpu)
+    # Row i of the matrix is row rows[i] of L U.
+    lower = mx.take_along_axis(mx.swapaxes(lower, -1, -2), rows[..., None], axis=1)
+    upper = mx.linalg.tri_inv(upper, upper=True, stream=mx.cpu)
+    return lower, mx.contiguous(mx.swapaxes(upper, -1, -2)), ok
+
+
+@on_cpu
 def symmetric_eigen(matrix: mx.array) -> tuple[mx.array, mx.array]:
     """Eigenvalues (..., n), ascending, and eigenvectors as columns, (..., n, n).
 

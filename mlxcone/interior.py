@@ -7,13 +7,8 @@ The homogeneous embedding of a quadratic cone program (Goulart and Chen, arXiv 2
 with s in K, y in K* and tau, kappa >= 0, always has a solution: tau > 0 gives one of the program,
 kappa > 0 a certificate that there is none. Steps follow its central path s = mu g(y), with g minus
 the gradient of the barrier of K*, in Nesterov and Todd's scaling where K is symmetric and in the
-dual one elsewhere, with Mehrotra's predictor and, on inequalities, his correction. The system
-
-    [ P  A' ; A  -W^2 ] (dx, dy) = (r, t)
-
-is reduced to H = P + A'W^-2 A on the inequalities and, for the equalities E, to E H^-1 E' (as in
-CVXOPT): W^-2 spans twenty orders of magnitude, which Cholesky's method survives as long as no large
-weight stands for an equality.
+dual one elsewhere, with Mehrotra's predictor and, on inequalities, his correction. Lanes whose
+steps become inexact go on with a costlier factorization of their linear system.
 """
 
 from __future__ import annotations
@@ -25,21 +20,22 @@ from typing import Any, NamedTuple
 import mlx.core as mx
 
 from mlxcone import lanes
-from mlxcone._linalg import spd_root
 from mlxcone.cones.product import Product
-from mlxcone.operators import Rectangular, row_times
+from mlxcone.operators import Rectangular
 from mlxcone.problem import Program
 from mlxcone.residuals import dot, norm
+from mlxcone.scaled_system import Reduced, System, Whole
 
-_DAMP = 1e-13  # beside W^2
-_SHIFTS = (1e-14, 1e-12, 1e-10, 1e-8, 1e-6)  # beside a unit diagonal, until Cholesky goes through
-_SWEEPS = 8  # of iterative refinement, while each halves the residual
 _NEAR = 0.99  # share of the way to the boundary
 _SHORT = 0.1  # a shorter step is tried again towards the centre
 _STUCK = 1e-6
 _RAY = 1e-8  # drift of a certificate, beside its value, that ends a lane
 _AIM = 1e-3  # violation aimed at: Newton's method begins closer
 _PATIENCE = 2  # steps that hardly help a lane that is good enough
+_SLOW = 8  # steps without halving the complementarity that end a lane
+_INEXACT = 1e-3  # relative error of a step that calls for the whole system
+_LARGEST = 3000  # rows of a whole system
+_ENTRIES = 3 * 10**7  # of the whole systems that are factored at once
 
 Judge = Callable[[mx.array, mx.array, mx.array, mx.array], mx.array]
 
@@ -100,103 +96,22 @@ def _join_boxes(cones: Product, y: mx.array) -> mx.array:
     return mx.concatenate(parts, axis=1) if parts else y
 
 
-class _System:
-    """[P A'; A -W^2], factored."""
-
-    def __init__(self, program: Program, cones: Product, atoms: list[Any]) -> None:
-        self.program, self.cones, self.atoms = program, cones, atoms
-        self.equalities = cones.zero_rows
-        A = program.A.matrix
-        weighted = self._weight(A if A.ndim == 3 else A[None])
-        H = program.A.transposed @ weighted
-        if program.P is not None:
-            H = H + program.P
-        self.root, self.unit, ok = self._factor(H)
-        if self.equalities:
-            E = mx.swapaxes(A[..., : self.equalities, :], -1, -2)
-            E = E if E.ndim == 3 else E[None]
-            self.half = self.root @ (self.unit[..., None] * E)
-            S = mx.swapaxes(self.half, -1, -2) @ self.half
-            self.schur, self.schur_unit, fits = self._factor(S)
-            ok = ok & fits
-        self.ok = ok[:, None]
-
-    def _factor(self, matrix: mx.array) -> tuple[mx.array, mx.array, mx.array]:
-        """R and d with diag(d) R'R diag(d) = matrix^-1, and where there are any."""
-        diagonal = mx.diagonal(matrix, axis1=-2, axis2=-1)
-        unit = mx.rsqrt(mx.maximum(diagonal, 1e-30))
-        scaled = unit[..., :, None] * matrix * unit[..., None, :]
-        root, ok = spd_root(0.5 * (scaled + mx.swapaxes(scaled, -1, -2)), _SHIFTS)
-        return root, unit, ok
-
-    def _weight(self, v: mx.array) -> mx.array:
-        """(W^2 + damp)^-1 v, and v on the equalities."""
-        return self.cones.spectral(self.atoms, lambda e: 1.0 / (e + _DAMP), v)
-
-    def square(self, v: mx.array) -> mx.array:
-        """W^2 v; nothing on the equalities."""
-        out = self.cones.apply_derivative(self.atoms, v)
-        return mx.concatenate(
-            [mx.zeros_like(v[:, : self.equalities]), out[:, self.equalities :]], 1
-        )
-
-    def _solve_once(self, r: mx.array, t: mx.array) -> tuple[mx.array, mx.array]:
-        A, k = self.program.A, self.equalities
-        # H includes E'E, so r gets E't: what is true does not change.
-        right = self.unit * (r + A.transpose_times(self._weight(t)))
-        half = row_times(right, mx.swapaxes(self.root, -1, -2))
-        if not k:
-            dx = self.unit * row_times(half, self.root)
-            return dx, self._weight(A.times(dx) - t)
-        off = self.schur_unit * (row_times(half, self.half) - t[:, :k])
-        dy = row_times(row_times(off, mx.swapaxes(self.schur, -1, -2)), self.schur)
-        dy = self.schur_unit * dy
-        half = half - row_times(dy, mx.swapaxes(self.half, -1, -2))
-        dx = self.unit * row_times(half, self.root)
-        rest = self._weight(A.times(dx) - t)
-        return dx, mx.concatenate([dy, rest[:, k:]], axis=1)
-
-    def solve(self, r: mx.array, t: mx.array) -> tuple[mx.array, mx.array]:
-        """(dx, dy), by iterative refinement."""
-        program = self.program
-        dx, dy = mx.zeros_like(r), mx.zeros_like(t)
-        left, last = (r, t), mx.full((r.shape[0], 1), mx.inf, dtype=r.dtype)
-        for _ in range(_SWEEPS):
-            more_x, more_y = self._solve_once(*left)
-            x, y = dx + more_x, dy + more_y
-            new = (
-                r - program.P_times(x) - program.A.transpose_times(y),
-                t - program.A.times(x) + self.square(y),
-            )
-            size = mx.maximum(norm(new[0]), norm(new[1]))[:, None]
-            better = size < last  # False for NaN
-            dx, dy = mx.where(better, x, dx), mx.where(better, y, dy)
-            left = tuple(mx.where(better, a, b) for a, b in zip(new, left, strict=True))
-            worth = bool(mx.any(better & (size < 0.5 * last)).item())
-            last = mx.where(better, size, last)
-            if not worth:
-                break
-        return dx, dy
-
-
 class _Steps:
     """Steps on some lanes."""
 
-    def __init__(self, program: Program, cones: Product) -> None:
-        self.program, self.cones = program, cones
+    def __init__(self, program: Program, cones: Product, kind: type[System]) -> None:
+        self.program, self.cones, self.kind = program, cones, kind
         self.degree = cones.degree + 1.0
-        # Rows of inequalities, where Mehrotra's correction is taken.
-        self.plain = mx.array(cones.is_inequality, dtype=mx.bool_)
 
     def mu(self, at: Point) -> mx.array:
         """Mean complementarity, (B, 1)."""
         return (dot(at.s, at.y)[:, None] + at.tau * at.kappa) / self.degree
 
-    def advance(self, at: Point) -> tuple[Point, mx.array]:
-        """The next point, and the length of the step, (B, 1); 0 where there is none."""
+    def advance(self, at: Point) -> tuple[Point, mx.array, mx.array]:
+        """The next point; length, (B, 1), and relative error of the step; 0 where there is none."""
         program, cones = self.program, self.cones
         mu = self.mu(at)
-        system = _System(program, cones, cones.scaling(at.s, at.y, mu))
+        system = self.kind(program, cones, cones.scaling(at.s, at.y, mu))
         inverse = cones.barrier_inverse(at.y)
         Px, tau = program.P_times(at.x), at.tau
         rx = Px + program.A.transpose_times(at.y) + program.q * tau
@@ -205,42 +120,45 @@ class _Steps:
         slope = 2.0 * Px / tau + program.q
         q_x, b_y = dot(program.q, at.x)[:, None], dot(program.b, at.y)[:, None]
         rt = at.kappa + bend + q_x + b_y
-        x2, y2 = system.solve(-program.q, program.b)
+        x2, y2, _ = system.solve(-program.q, program.b)
         bottom = dot(slope, x2)[:, None] + dot(program.b, y2)[:, None]
         bottom = bottom - bend / tau - at.kappa / tau
 
-        def direction(sigma: mx.array, rows: mx.array | float, corner: mx.array | float) -> Point:
+        def direction(
+            sigma: mx.array, rows: mx.array | float, corner: mx.array | float
+        ) -> tuple[Point, mx.array]:
             """The step towards sigma mu; rows and corner are second-order corrections."""
             c = sigma * mu * inverse - at.s - rows
             k = sigma * mu - at.kappa * tau - corner
             keep = 1.0 - sigma
-            x1, y1 = system.solve(-keep * rx, -keep * rz - c)
+            x1, y1, error = system.solve(-keep * rx, -keep * rz - c)
             top = -keep * rt - k / tau - dot(slope, x1)[:, None] - dot(program.b, y1)[:, None]
             dtau = top / bottom
             dx, dy = x1 + dtau * x2, y1 + dtau * y2
             ds = c - system.square(dy)
-            return Point(dx, dy, ds, dtau, (k - at.kappa * dtau) / tau)
+            return Point(dx, dy, ds, dtau, (k - at.kappa * dtau) / tau), error
 
         zero = mx.zeros_like(mu)
-        affine = direction(zero, 0.0, 0.0)
+        affine, _ = direction(zero, 0.0, 0.0)
         first = self._room(at, affine)
         sigma = mx.maximum(mx.power(1.0 - mx.minimum(first, 1.0), 3.0), 1e-4)
-        second = mx.where(self.plain, affine.y * affine.s / at.y, 0.0)
-        move = direction(sigma, second, affine.tau * affine.kappa)
+        second = cones.correction(system.atoms, at.y, affine.s, affine.y)
+        move, error = direction(sigma, second, affine.tau * affine.kappa)
         length = self._length(at, move)
         short = length < _SHORT
         if bool(mx.any(short).item()):
-            central = direction(mx.maximum(sigma, 0.5), 0.0, 0.0)
+            central, off = direction(mx.maximum(sigma, 0.5), 0.0, 0.0)
             other = self._length(at, central)
             swap = short & (other > length)
             length = mx.where(swap, other, length)
             move = Point(*(mx.where(swap, a, b) for a, b in zip(central, move, strict=True)))
+            error = mx.where(swap, off, error)
         sane = mx.isfinite(length)
         for part in move:
             sane = sane & mx.all(mx.isfinite(part), axis=1, keepdims=True)
         length = mx.where(sane & system.ok, length, 0.0)
         move = Point(*(mx.where(length > 0, part, 0.0) for part in move))
-        return at.moved(length, move), length
+        return at.moved(length, move), length, error
 
     def _room(self, at: Point, move: Point) -> mx.array:
         rooms = [self.cones.room(at.s, move.s, False), self.cones.room(at.y, move.y, True)]
@@ -262,6 +180,91 @@ def _drifts(program: Program, at: Point) -> tuple[mx.array, mx.array]:
     return unbounded, infeasible
 
 
+class _Path:
+    """The central path of every lane, followed with one kind of system or another."""
+
+    def __init__(self, program: Program, cones: Product, judge: Judge, deadline: float) -> None:
+        self.original, self.given, self.judge, self.deadline = program, cones, judge, deadline
+        self.program, self.cones = _split_boxes(program, cones)
+        total, wide = program.lanes, program.q.dtype
+        infinite = mx.full((total,), mx.inf, dtype=wide)
+        x, y = mx.zeros((total, program.n), dtype=wide), mx.zeros_like(program.b)
+        self.best, self.rays = Best(x, y, y, infinite), Rays(x, y, infinite, infinite)
+        centre = mx.broadcast_to(self.cones.centre(wide)[None], self.program.b.shape)
+        one = mx.ones((total, 1), dtype=wide)
+        self.at = Point(x, centre, centre, one, one)
+
+    def follow(
+        self, which: list[int], kind: type[System], most: int, exact: float
+    ) -> tuple[list[int], int]:
+        """Steps on some lanes, each to its end.
+
+        Returns:
+            tuple: lanes that did not get there because a step had no length or a relative error
+            above ``exact``, and the number of steps.
+        """
+        chosen = lanes.bucket(which, self.original.lanes)
+        original, at = self.original.take(chosen), lanes.take(self.at, chosen)
+        steps = _Steps(self.program.take(chosen), self.cones, kind)
+        idle = slow = mx.zeros((chosen.shape[0],), dtype=mx.int32)
+        goal = steps.mu(at)
+        ended: set[int] = set()
+        count = 0
+        while count < most:
+            count += 1
+            moved, length, error = steps.advance(at)
+            good = mx.logical_and(length > _STUCK, error <= exact)
+            at = Point(*(mx.where(good, new, old) for new, old in zip(moved, at, strict=True)))
+            before = self.best.violation[chosen]
+            self._record(chosen, original, steps.program, at)
+            after = self.best.violation[chosen]
+            idle = mx.where(after < 0.5 * before, 0, idle + 1)
+            mu = steps.mu(at)
+            slow = mx.where((mu <= 0.5 * goal)[:, 0], 0, slow + 1)
+            goal = mx.where(mu <= 0.5 * goal, mu, goal)
+            good = mx.logical_and(good, slow[:, None] < _SLOW)
+            drift = mx.minimum(self.rays.unbounded[chosen], self.rays.infeasible[chosen])
+            done = (after <= _AIM) | ((after <= 1.0) & (idle >= _PATIENCE)) | (drift <= _RAY)
+            self.at = Point(*(lanes.put(a, chosen, v) for a, v in zip(self.at, at, strict=True)))
+            mx.eval(self.at, idle, slow, done, good, self.best, self.rays)
+            places: Any = chosen.tolist()
+            good = good[:, 0]
+            ended |= {places[k] for k in lanes.where_true(mx.logical_not(good | done))}
+            left = lanes.where_true(good & mx.logical_not(done))
+            if not left or time.monotonic() > self.deadline:
+                break
+            if 2 * len(left) <= chosen.shape[0]:
+                keep = lanes.bucket(left, chosen.shape[0])
+                chosen, at, original = chosen[keep], lanes.take(at, keep), original.take(keep)
+                idle, slow, goal = idle[keep], slow[keep], goal[keep]
+                steps = _Steps(steps.program.take(keep), self.cones, kind)
+        violation: Any = self.best.violation.tolist()
+        return sorted(lane for lane in ended if violation[lane] > 1.0), count
+
+    def _record(self, chosen: mx.array, original: Program, program: Program, at: Point) -> None:
+        """Keep the points and the rays that are the best so far."""
+        x, y = at.x / at.tau, _join_boxes(self.given, at.y / at.tau)
+        s = self.given.project(original.b - original.A.times(x))
+        violation = self.judge(chosen, x, y, s)
+        better = violation < self.best.violation[chosen]
+        self.best = _keep(self.best, chosen, Best(x, y, s, violation), better)
+        unbounded, infeasible = _drifts(program, at)
+        here = Rays(at.x, _join_boxes(self.given, at.y), unbounded, infeasible)
+        by_x = _keep(self.rays, chosen, here, unbounded < self.rays.unbounded[chosen])
+        by_y = _keep(self.rays, chosen, here, infeasible < self.rays.infeasible[chosen])
+        self.rays = Rays(by_x.x, by_y.y, by_x.unbounded, by_y.infeasible)
+
+
+def _keep(old: Any, chosen: mx.array, new: Any, better: mx.array) -> Any:
+    """The fields of ``new`` where it is better, put among all lanes."""
+    return type(old)(
+        *(
+            lanes.put(a, chosen, mx.where(better.reshape(-1, *[1] * (v.ndim - 1)), v, a[chosen]))
+            for a, v in zip(old, new, strict=True)
+        )
+    )
+
+
 def solve(
     program: Program, cones: Product, judge: Judge, most: int, deadline: float
 ) -> tuple[Best, Rays, int]:
@@ -277,59 +280,18 @@ def solve(
     Returns:
         tuple: the best point and the best rays of every lane, and the number of steps.
     """
-    total, wide = program.lanes, program.q.dtype
-    infinite = mx.full((total,), mx.inf, dtype=wide)
-    zero_x, zero_y = mx.zeros((total, program.n), dtype=wide), mx.zeros_like(program.b)
-    best = Best(zero_x, zero_y, zero_y, infinite)
-    rays = Rays(zero_x, zero_y, infinite, infinite)
-    local, inner = _split_boxes(program, cones)
-    original, chosen = program, mx.arange(total)
-    centre = mx.broadcast_to(inner.centre(wide)[None], local.b.shape)
-    one = mx.ones((total, 1), dtype=wide)
-    at = Point(zero_x, centre, centre, one, one)
-    idle = mx.zeros((total,), dtype=mx.int32)
-    steps = _Steps(local, inner)
-    for count in range(1, most + 1):
-        at, length = steps.advance(at)
-        x, y = at.x / at.tau, _join_boxes(cones, at.y / at.tau)
-        s = cones.project(original.b - original.A.times(x))
-        violation = judge(chosen, x, y, s)
-        unbounded, infeasible = _drifts(local, at)
-        before = best.violation[chosen]
-        idle = mx.where(violation < 0.5 * before, 0, idle + 1)
-        best = _keep(best, chosen, Best(x, y, s, violation), violation < before)
-        ray_y = _join_boxes(cones, at.y)
-        here = Rays(at.x, ray_y, unbounded, infeasible)
-        rays = _keep_rays(rays, chosen, here)
-        mx.eval(at, best, rays)
-        reached = best.violation[chosen]
-        done = (reached <= _AIM) | ((reached <= 1.0) & (idle >= _PATIENCE))
-        done = done | (mx.minimum(unbounded, infeasible) <= _RAY)
-        open_ = mx.logical_not(done) & (length[:, 0] > _STUCK)
-        left = lanes.where_true(open_)
-        if not left or time.monotonic() > deadline:
-            return best, rays, count
-        if 2 * len(left) <= chosen.shape[0]:
-            keep = lanes.bucket(left, chosen.shape[0])
-            chosen, at, idle = chosen[keep], lanes.take(at, keep), idle[keep]
-            local, original = local.take(keep), original.take(keep)
-            steps = _Steps(local, inner)
-    return best, rays, most
-
-
-def _keep(old: Any, chosen: mx.array, new: Any, better: mx.array) -> Any:
-    """The fields of ``new`` where it is better, put among all lanes."""
-    return type(old)(
-        *(
-            lanes.put(a, chosen, mx.where(better.reshape(-1, *[1] * (v.ndim - 1)), v, a[chosen]))
-            for a, v in zip(old, new, strict=True)
-        )
-    )
-
-
-def _keep_rays(rays: Rays, chosen: mx.array, here: Rays) -> Rays:
-    by_x = here.unbounded < rays.unbounded[chosen]
-    by_y = here.infeasible < rays.infeasible[chosen]
-    left = _keep(rays, chosen, here, by_x)
-    right = _keep(rays, chosen, here, by_y)
-    return Rays(left.x, right.y, left.unbounded, right.infeasible)
+    path = _Path(program, cones, judge, deadline)
+    size = path.program.n + path.program.m
+    whole = size <= _LARGEST
+    everyone = list(range(program.lanes))
+    left, count = path.follow(everyone, Reduced, most, _INEXACT if whole else mx.inf)
+    if not whole:
+        return path.best, path.rays, count
+    at_once = max(1, _ENTRIES // size**2)
+    used = count
+    for first in range(0, len(left), at_once):
+        if time.monotonic() > deadline:
+            break
+        _, more = path.follow(left[first : first + at_once], Whole, most - count, mx.inf)
+        used = max(used, count + more)
+    return path.best, path.rays, used

@@ -194,6 +194,8 @@ class Ladder:
         self.table.rung("interior", len(which))
         chosen, rays = refinement.interior(which, self.settings.interior_iters)
         self._settle(refinement, 2.0 * self.precision)
+        # Where interior points end, slower methods are not known to do better.
+        self._settle(refinement, self.settings.loose, Status.SOLVED_INACCURATE)
         drifts: Any = mx.minimum(rays.unbounded, rays.infeasible).tolist()
         drifting = [lane for lane, drift in zip(which, drifts, strict=False) if drift < _DRIFT]
         dx = lanes.put(mx.zeros_like(self.program.q), chosen, rays.x)

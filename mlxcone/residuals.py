@@ -15,7 +15,7 @@ class Residuals(NamedTuple):
 
     ``primal``, ``dual`` and ``gap`` are absolute, in original units. ``relative`` is the larger of
     the relative primal and dual residual; ``violation`` is at most 1 exactly when
-    r <= eps_abs + eps_rel * size holds for all three.
+    r <= eps_abs + eps_rel * size holds for all three, and for s'y as for the gap.
     """
 
     primal: mx.array
@@ -71,12 +71,18 @@ def measure(
     dual_size = mx.maximum(mx.maximum(sizes[0], sizes[1]), sizes[2])
     xPx, qx, by = (v * to_value for v in (dot(x, Px), dot(program.q, x), dot(program.b, y)))
     gap = mx.abs(xPx + qx + by)
+    # Where neither residual is zero, the gap may vanish by chance.
+    complementarity = mx.abs(dot(s, y)) * to_value
     gap_size = mx.maximum(mx.maximum(mx.abs(xPx), mx.abs(qx)), mx.abs(by))
     # The floor keeps eps = 0 ("as far as it goes") meaningful.
     floor = 1e-30
     ratios = [
         r / (eps_abs + eps_rel * size + floor)
-        for r, size in ((primal, primal_size), (dual, dual_size), (gap, gap_size))
+        for r, size in (
+            (primal, primal_size),
+            (dual, dual_size),
+            (mx.maximum(gap, complementarity), gap_size),
+        )
     ]
     return Residuals(
         primal,

@@ -10,6 +10,7 @@ import pytest
 
 import mlxcone
 from mlxcone import Cones, interior, residuals
+from mlxcone._linalg import lu_inverses
 from mlxcone.cones.base import Interior
 from mlxcone.cones.exponential import Exponential
 from mlxcone.cones.nonneg import NonNeg
@@ -21,6 +22,7 @@ from mlxcone.cones.semidefinite import Semidefinite, Semidefinite2
 from mlxcone.equilibrate import normalize, setup
 from mlxcone.operators import Rectangular
 from mlxcone.problem import Program
+from mlxcone.scaled_system import Reduced, System, Whole
 from mlxcone.testing import manufacture, project_cone, project_dual_cone, verify_infeasible
 
 Array = np.ndarray
@@ -98,6 +100,70 @@ def test_symmetric_scalings_take_y_to_s(cone: Interior, scs: dict[str, Any]) -> 
     np.testing.assert_allclose(times(cone, atoms, y), s, atol=1e-13)
     inverses = [np.array(cone.inverse(wide(v)[None])[0]) for v in (s, y)]
     np.testing.assert_allclose(times(cone, atoms, inverses[0]), inverses[1], atol=1e-13)
+
+
+@pytest.mark.parametrize(("cone", "scs"), SYMMETRIC, ids=lambda v: type(v).__name__)
+def test_corrections_are_second_order(cone: Interior, scs: dict[str, Any]) -> None:
+    """y'r = ds'dy, and at the centre r is symmetric in ds and dy."""
+    rng = np.random.default_rng(4)
+    s, y = near_centre(cone, rng), near_centre(cone, rng)
+    ds, dy = rng.standard_normal((2, cone.rows))
+
+    def correction(s: Array, y: Array, ds: Array, dy: Array) -> Array:
+        atoms = cone.scaling(wide(s)[None], wide(y)[None], wide([[1.0]]))
+        return np.array(cone.correction(atoms, wide(y)[None], wide(ds)[None], wide(dy)[None])[0])
+
+    found = correction(s, y, ds, dy)
+    assert y @ found == pytest.approx(ds @ dy, rel=1e-10)
+    np.testing.assert_allclose(correction(s, y, 2 * ds, 3 * dy), 6 * found, rtol=1e-10, atol=1e-12)
+    centre = np.array(cone.centre(mx.float64))
+    swapped = correction(centre, centre, dy, ds)
+    np.testing.assert_allclose(correction(centre, centre, ds, dy), swapped, atol=1e-12)
+    np.testing.assert_allclose(correction(centre, centre, ds, centre), ds, atol=1e-12)
+
+
+@pytest.mark.parametrize("kind", [Reduced, Whole])
+@pytest.mark.parametrize("shared", [True, False])
+def test_both_factorizations_solve_the_system(kind: type[System], shared: bool) -> None:
+    rng = np.random.default_rng(5)
+    n, scs = 6, {"z": 2, "l": 3, "q": [4], "s": [3]}
+    m, lanes = 2 + 3 + 4 + 6, 3
+    product = Product(Cones.of(scs))
+    A = rng.standard_normal((m, n) if shared else (lanes, m, n))
+    half = rng.standard_normal((n, 2))
+    P = half @ half.T
+    program = Program(
+        wide(P), wide(np.zeros((lanes, n))), Rectangular.of(wide(A)), wide(np.zeros((lanes, m)))
+    )
+    centre = np.array(product.centre(mx.float64))
+    s, y = (wide(centre + 0.1 * rng.standard_normal((lanes, m))) for _ in range(2))
+    atoms = product.scaling(s, y, wide(np.ones((lanes, 1))))
+    system = kind(program, product, atoms)
+    r, t = rng.standard_normal((lanes, n)), rng.standard_normal((lanes, m))
+    dx, dy, error = system.solve(wide(r), wide(t))
+    assert bool(mx.all(system.ok).item())
+    assert float(mx.max(error).item()) < 1e-12
+    W2 = np.array(product.apply_derivative(atoms, wide(np.tile(np.eye(m), (lanes, 1, 1)))))
+    W2[:, :2] = 0.0
+    for lane in range(lanes):
+        here = A if shared else A[lane]
+        K = np.block([[P, here.T], [here, -W2[lane]]])
+        want = np.linalg.solve(K, np.concatenate([r[lane], t[lane]]))
+        found = np.concatenate([np.array(dx)[lane], np.array(dy)[lane]])
+        np.testing.assert_allclose(found, want, rtol=1e-9, atol=1e-9)
+
+
+def test_one_singular_matrix_leaves_the_others() -> None:
+    rng = np.random.default_rng(6)
+    matrices = rng.standard_normal((4, 5, 5))
+    matrices[1] = 0.0
+    matrices[2, 0, 0] = np.nan
+    lower, upper, ok = lu_inverses(wide(matrices))
+    assert np.array(ok).tolist() == [True, False, False, True]
+    v = rng.standard_normal(5)
+    for lane in (0, 3):
+        found = v @ np.array(lower)[lane] @ np.array(upper)[lane]
+        np.testing.assert_allclose(matrices[lane] @ found, v, atol=1e-12)
 
 
 @pytest.mark.parametrize(("cone", "scs"), OTHERS, ids=lambda v: type(v).__name__)

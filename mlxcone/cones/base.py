@@ -70,6 +70,13 @@ class Interior(Cone, Protocol):
         """
         ...
 
+    def correction(self, atoms: Any, y: mx.array, ds: mx.array, dy: mx.array) -> mx.array:
+        """What a step (ds, dy) leaves of s = mu g(y) in second order, Mehrotra's correction.
+
+        Zero where the cone has no scaling in which s and y meet.
+        """
+        ...
+
     def room(self, v: mx.array, dv: mx.array, dual: bool) -> mx.array:
         """Length of the step along dv, (B, 1), at which v leaves K, or K* if ``dual``."""
         ...

@@ -236,6 +236,9 @@ class Exponential:
     def inverse(self, y: mx.array) -> mx.array:
         return self._barrier(y).inverse.reshape(y.shape)
 
+    def correction(self, atoms: Atoms, y: mx.array, ds: mx.array, dy: mx.array) -> mx.array:
+        return mx.zeros_like(y)
+
     def room(self, v: mx.array, dv: mx.array, dual: bool) -> mx.array:
         shape = (v.shape[0], self.count, 3)
         is_dual = dual != self.dual

@@ -51,6 +51,9 @@ class NonNeg:
     def inverse(self, y: mx.array) -> mx.array:
         return 1.0 / y
 
+    def correction(self, atoms: Atoms, y: mx.array, ds: mx.array, dy: mx.array) -> mx.array:
+        return ds * dy / y
+
     def room(self, v: mx.array, dv: mx.array, dual: bool) -> mx.array:
         falls = dv < 0
         steps = mx.where(falls, -v / mx.where(falls, dv, -1.0), mx.inf)

@@ -373,6 +373,12 @@ class Product:
         pairs = zip(self._interiors, self._each(s), self._each(y), strict=True)
         return [g.scaling(a, b, mu) for g, a, b in pairs]
 
+    def correction(self, atoms: list[Any], y: mx.array, ds: mx.array, dy: mx.array) -> mx.array:
+        """What a step (ds, dy) leaves of s = mu g(y) in second order, (B, m)."""
+        triples = zip(*(self._each(v) for v in (y, ds, dy)), strict=True)
+        groups = zip(self._interiors, atoms, triples, strict=True)
+        return self._join([g.correction(a, *rows) for g, a, rows in groups], y)
+
     def room(self, v: mx.array, dv: mx.array, dual: bool) -> mx.array:
         """Longest step along dv, (B, 1), within K, or K* if ``dual``."""
         pairs = zip(self._interiors, self._each(v), self._each(dv), strict=True)
@@ -392,8 +398,3 @@ class Product:
         """First row and end of each group, and the group if it is a box."""
         pairs = zip(self._bounds, self.groups, strict=True)
         return [(lo, hi, g if isinstance(g, Box) else None) for (lo, hi), g in pairs]
-
-    @property
-    def is_inequality(self) -> list[bool]:
-        """Whether each row is an inequality."""
-        return [isinstance(g, NonNeg) for g in self.groups for _ in range(g.rows)]

@@ -119,6 +119,22 @@ class SecondOrder:
         t, u, determinant = self._determinant(y)
         return (mx.concatenate([t, -u], axis=-1) / determinant).reshape(y.shape)
 
+    def correction(self, atoms: Atoms, y: mx.array, ds: mx.array, dy: mx.array) -> mx.array:
+        r"""W (l \\ (W^-1 ds o W dy)) with l = W y (Vandenberghe 2010, section 5)."""
+
+        def scaled(v: mx.array, power: float) -> tuple[mx.array, mx.array]:
+            return self._split(
+                self.spectral(atoms, lambda e: mx.power(e, power), v[..., None])[..., 0]
+            )
+
+        (l0, l1), (s0, s1), (y0, y1) = scaled(y, 0.5), scaled(ds, -0.5), scaled(dy, 0.5)
+        w0 = s0 * y0 + mx.sum(s1 * y1, axis=-1, keepdims=True)
+        w1 = s0 * y1 + y0 * s1
+        norm = _norm(l1)
+        v0 = (l0 * w0 - mx.sum(l1 * w1, axis=-1, keepdims=True)) / ((l0 - norm) * (l0 + norm))
+        v = mx.concatenate([v0, (w1 - v0 * l1) / l0], axis=-1)
+        return self.spectral(atoms, mx.sqrt, v.reshape(*y.shape, 1))[..., 0]
+
     def room(self, v: mx.array, dv: mx.array, dual: bool) -> mx.array:
         (t, u, c), (dt, du, a) = self._determinant(v), self._determinant(dv)
         # The least positive root of a step^2 + 2 b step + c.

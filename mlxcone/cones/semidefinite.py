@@ -27,17 +27,24 @@ class Atoms(NamedTuple):
 
 
 class Scaling(NamedTuple):
-    """W^2 V = G V G in the eigenvectors of G; eigenvalues and vectors (B, count, order, order)."""
+    """W^2 V = G V G in the eigenvectors of G; eigenvalues and vectors (B, count, order, order).
+
+    G = R R', and R'Y R = R^-1 S R^-T = diag(middle): ``root`` is R, ``unroot`` is R^-1.
+    """
 
     eigenvalues: mx.array
     vectors: mx.array
+    middle: mx.array
+    root: mx.array
+    unroot: mx.array
 
 
-def _power(matrix: mx.array, exponent: float) -> mx.array:
-    """A power of positive definite matrices."""
+def _powers(matrix: mx.array, *exponents: float) -> list[mx.array]:
+    """Powers of positive definite matrices."""
     values, vectors = symmetric_eigen(matrix)
-    scaled = vectors * mx.power(mx.maximum(values, _LEAST), exponent)[..., None, :]
-    return scaled @ mx.swapaxes(vectors, -1, -2)
+    values = mx.maximum(values, _LEAST)
+    turned = mx.swapaxes(vectors, -1, -2)
+    return [(vectors * mx.power(values, e)[..., None, :]) @ turned for e in exponents]
 
 
 def _by_products(dtype: mx.Dtype) -> bool:
@@ -128,18 +135,30 @@ class Semidefinite:
         return self._triangles(eye).reshape(-1)
 
     def scaling(self, s: mx.array, y: mx.array, mu: mx.array) -> Scaling:
-        half = _power(self._blocks(s), 0.5)
+        half, unhalf = _powers(self._blocks(s), 0.5, -0.5)
         # G Y G = S (Nesterov and Todd 1997).
-        G = half @ _power(half @ self._blocks(y) @ half, -0.5) @ half
+        squares, Q = symmetric_eigen(half @ self._blocks(y) @ half)
+        middle = mx.sqrt(mx.maximum(squares, _LEAST))
+        root = (half @ Q) * mx.rsqrt(middle)[..., None, :]
+        unroot = mx.sqrt(middle)[..., None] * (mx.swapaxes(Q, -1, -2) @ unhalf)
+        G = root @ mx.swapaxes(root, -1, -2)
         values, vectors = symmetric_eigen(0.5 * (G + mx.swapaxes(G, -1, -2)))
         values = mx.maximum(values, _LEAST)
-        return Scaling(values[..., :, None] * values[..., None, :], vectors)
+        return Scaling(values[..., :, None] * values[..., None, :], vectors, middle, root, unroot)
+
+    def correction(self, atoms: Scaling, y: mx.array, ds: mx.array, dy: mx.array) -> mx.array:
+        R, inverse = atoms.root, atoms.unroot
+        S = inverse @ self._blocks(ds) @ mx.swapaxes(inverse, -1, -2)
+        product = S @ (mx.swapaxes(R, -1, -2) @ self._blocks(dy) @ R)
+        both = product + mx.swapaxes(product, -1, -2)
+        left = both / (atoms.middle[..., :, None] + atoms.middle[..., None, :])
+        return self._triangles(R @ left @ mx.swapaxes(R, -1, -2)).reshape(y.shape)
 
     def inverse(self, y: mx.array) -> mx.array:
-        return self._triangles(_power(self._blocks(y), -1.0)).reshape(y.shape)
+        return self._triangles(_powers(self._blocks(y), -1.0)[0]).reshape(y.shape)
 
     def room(self, v: mx.array, dv: mx.array, dual: bool) -> mx.array:
-        half = _power(self._blocks(v), -0.5)
+        (half,) = _powers(self._blocks(v), -0.5)
         slope = half @ self._blocks(dv) @ half
         least = symmetric_eigen(0.5 * (slope + mx.swapaxes(slope, -1, -2)))[0][..., 0]
         steps = mx.where(least < 0, -1.0 / mx.where(least < 0, least, -1.0), mx.inf)
@@ -194,6 +213,11 @@ class Semidefinite2:
 
     def scaling(self, s: mx.array, y: mx.array, mu: mx.array) -> second_order.Atoms:
         return self._turned.scaling(self._turn(s), self._turn(y), mu)
+
+    def correction(
+        self, atoms: second_order.Atoms, y: mx.array, ds: mx.array, dy: mx.array
+    ) -> mx.array:
+        return self._turn(self._turned.correction(atoms, *(self._turn(v) for v in (y, ds, dy))))
 
     def inverse(self, y: mx.array) -> mx.array:
         return self._turn(self._turned.inverse(self._turn(y)))

@@ -50,5 +50,8 @@ class Zero:
     def inverse(self, y: mx.array) -> mx.array:
         return mx.zeros_like(y)
 
+    def correction(self, atoms: Atoms, y: mx.array, ds: mx.array, dy: mx.array) -> mx.array:
+        return mx.zeros_like(y)
+
     def room(self, v: mx.array, dv: mx.array, dual: bool) -> mx.array:
         return mx.full((v.shape[0], 1), mx.inf, dtype=v.dtype)

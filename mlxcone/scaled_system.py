@@ -1,0 +1,158 @@
+"""The linear system of an interior-point step, factored in one of two ways.
+
+    [ P  A' ; A  -W^2 ] (dx, dy) = (r, t),    W^2 = 0 on equalities.
+
+`Reduced` eliminates the inequalities, H = P + A'W^-2 A, and then the equalities E by E H^-1 E' (as
+in CVXOPT). W^-2 spans twenty orders of magnitude, which Cholesky's method survives as long as no
+large weight stands for an equality; but where the multipliers grow without bound (no strictly
+feasible point) the directions it gives end at half the digits. `Whole` factors the matrix as it is,
+with pivots: (n + m)^3 instead of n^3, and as good as the matrix allows.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import mlx.core as mx
+
+from mlxcone._linalg import lu_inverses, spd_root
+from mlxcone.cones.product import Product
+from mlxcone.operators import row_times
+from mlxcone.problem import Program
+from mlxcone.residuals import norm
+
+_DAMP = 1e-13  # beside W^2
+_SHIFTS = (1e-14, 1e-12, 1e-10, 1e-8, 1e-6)  # beside a unit diagonal, until Cholesky goes through
+_PIVOT = 1e-14  # on the diagonal of the whole matrix, of entries at most 1
+_ROUNDS = 3  # of equilibration of the whole matrix
+_SWEEPS = 8  # of iterative refinement, while each halves the residual
+
+
+class System:
+    """The system at some W^2; ``ok`` (B, 1) tells where it could be factored.
+
+    Args:
+        program (Program): equilibrated, float64.
+        cones (Product): its cones, without boxes.
+        atoms (list): of W^2.
+    """
+
+    ok: mx.array
+
+    def __init__(self, program: Program, cones: Product, atoms: list[Any]) -> None:
+        self.program, self.cones, self.atoms = program, cones, atoms
+        self.equalities = cones.zero_rows
+        self._factor()
+
+    def _factor(self) -> None:
+        raise NotImplementedError
+
+    def _solve_once(self, r: mx.array, t: mx.array) -> tuple[mx.array, mx.array]:
+        raise NotImplementedError
+
+    def square(self, v: mx.array) -> mx.array:
+        """W^2 v, for v (B, m) or (B or 1, m, k)."""
+        out = self.cones.apply_derivative(self.atoms, v)
+        k = self.equalities
+        return mx.concatenate([mx.zeros_like(out[:, :k]), out[:, k:]], axis=1)
+
+    def solve(self, r: mx.array, t: mx.array) -> tuple[mx.array, mx.array, mx.array]:
+        """Solve, by iterative refinement.
+
+        Returns:
+            tuple: dx, dy, and what is left of r and t, relative to them, (B, 1).
+        """
+        program = self.program
+        dx, dy = mx.zeros_like(r), mx.zeros_like(t)
+        left, last = (r, t), mx.full((r.shape[0], 1), mx.inf, dtype=r.dtype)
+        for _ in range(_SWEEPS):
+            more_x, more_y = self._solve_once(*left)
+            x, y = dx + more_x, dy + more_y
+            new = (
+                r - program.P_times(x) - program.A.transpose_times(y),
+                t - program.A.times(x) + self.square(y),
+            )
+            size = mx.maximum(norm(new[0]), norm(new[1]))[:, None]
+            better = size < last  # False for NaN
+            dx, dy = mx.where(better, x, dx), mx.where(better, y, dy)
+            left = tuple(mx.where(better, a, b) for a, b in zip(new, left, strict=True))
+            worth = bool(mx.any(better & (size < 0.5 * last)).item())
+            last = mx.where(better, size, last)
+            if not worth:
+                break
+        parts = [norm(a) / mx.maximum(norm(b), 1e-300) for a, b in zip(left, (r, t), strict=True)]
+        return dx, dy, mx.maximum(*parts)[:, None]
+
+
+class Reduced(System):
+    """By two Cholesky factors, of the sizes n and of the number of equalities."""
+
+    def _factor(self) -> None:
+        program, A = self.program, self.program.A.matrix
+        H = program.A.transposed @ self._weight(A if A.ndim == 3 else A[None])
+        if program.P is not None:
+            H = H + program.P
+        self.root, self.unit, ok = self._cholesky(H)
+        if self.equalities:
+            E = mx.swapaxes(A[..., : self.equalities, :], -1, -2)
+            E = E if E.ndim == 3 else E[None]
+            self.half = self.root @ (self.unit[..., None] * E)
+            S = mx.swapaxes(self.half, -1, -2) @ self.half
+            self.schur, self.schur_unit, fits = self._cholesky(S)
+            ok = ok & fits
+        self.ok = ok[:, None]
+
+    def _cholesky(self, matrix: mx.array) -> tuple[mx.array, mx.array, mx.array]:
+        """R and d with diag(d) R'R diag(d) = matrix^-1, and where there are any."""
+        diagonal = mx.diagonal(matrix, axis1=-2, axis2=-1)
+        unit = mx.rsqrt(mx.maximum(diagonal, 1e-30))
+        scaled = unit[..., :, None] * matrix * unit[..., None, :]
+        root, ok = spd_root(0.5 * (scaled + mx.swapaxes(scaled, -1, -2)), _SHIFTS)
+        return root, unit, ok
+
+    def _weight(self, v: mx.array) -> mx.array:
+        """(W^2 + damp)^-1 v, and v on the equalities."""
+        return self.cones.spectral(self.atoms, lambda e: 1.0 / (e + _DAMP), v)
+
+    def _solve_once(self, r: mx.array, t: mx.array) -> tuple[mx.array, mx.array]:
+        A, k = self.program.A, self.equalities
+        # H includes E'E, so r gets E't: what is true does not change.
+        right = self.unit * (r + A.transpose_times(self._weight(t)))
+        half = row_times(right, mx.swapaxes(self.root, -1, -2))
+        if not k:
+            dx = self.unit * row_times(half, self.root)
+            return dx, self._weight(A.times(dx) - t)
+        off = self.schur_unit * (row_times(half, self.half) - t[:, :k])
+        dy = row_times(row_times(off, mx.swapaxes(self.schur, -1, -2)), self.schur)
+        dy = self.schur_unit * dy
+        half = half - row_times(dy, mx.swapaxes(self.half, -1, -2))
+        dx = self.unit * row_times(half, self.root)
+        rest = self._weight(A.times(dx) - t)
+        return dx, mx.concatenate([dy, rest[:, k:]], axis=1)
+
+
+class Whole(System):
+    """By Gaussian elimination with pivots on the equilibrated matrix."""
+
+    def _factor(self) -> None:
+        program, A = self.program, self.program.A.matrix
+        n, m, lanes = program.n, program.m, program.lanes
+        W2 = self.square(mx.eye(m, dtype=A.dtype)[None])
+        P = mx.zeros((n, n), dtype=A.dtype) if program.P is None else program.P
+        rows = [[P, program.A.transposed], [A, -W2]]
+        blocks = [[mx.broadcast_to(b, (lanes, *b.shape[-2:])) for b in row] for row in rows]
+        K = mx.concatenate([mx.concatenate(row, axis=2) for row in blocks], axis=1)
+        self.unit = mx.ones((lanes, n + m), dtype=A.dtype)
+        for _ in range(_ROUNDS):
+            scaled = self.unit[:, :, None] * K * self.unit[:, None, :]
+            largest = mx.max(mx.abs(scaled), axis=2)
+            self.unit = self.unit * mx.rsqrt(mx.maximum(largest, 1e-30))
+        signs = mx.where(mx.arange(n + m) < n, _PIVOT, -_PIVOT)
+        K = self.unit[:, :, None] * K * self.unit[:, None, :] + mx.diag(signs.astype(A.dtype))
+        self.lower, self.upper, ok = lu_inverses(K)
+        self.ok = ok[:, None]
+
+    def _solve_once(self, r: mx.array, t: mx.array) -> tuple[mx.array, mx.array]:
+        right = self.unit * mx.concatenate([r, t], axis=1)
+        found = self.unit * row_times(row_times(right, self.lower), self.upper)
+        return found[:, : self.program.n], found[:, self.program.n :]
