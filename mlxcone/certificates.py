@@ -20,6 +20,8 @@ from mlxcone.operators import Rectangular
 from mlxcone.problem import Program
 from mlxcone.residuals import dot, norm
 
+_ROUNDING = 1e-15  # of a ray, relative to its size
+_SIGN = 1e-12  # of the terms of a value: less may be zero
 _AIM = 1e-4  # share of eps aimed at: the certificate then hardly depends on where it started
 
 
@@ -41,19 +43,33 @@ def _normalized(direction: mx.array, value: mx.array) -> mx.array:
     return mx.where(good, direction / mx.where(good, -value, 1.0), 0.0)
 
 
-def _violation(
-    value: mx.array, drift: mx.array, bare: mx.array, size: mx.array, eps: float
-) -> mx.array:
-    """At most 1 for a certificate.
+class _Ray(NamedTuple):
+    """What makes a direction a certificate, (B,).
 
-    Where ``value`` is scaled to -1 the drift, in original units, is at most eps, and equilibrated
-    (``bare``) it is at most eps of the certificate's own ``size``.
-
-    The first alone would let large q or b pass for unboundedness or infeasibility.
+    Its value, to be negative, and the sum of the sizes of that value's terms; its drift and its
+    own size in original units; both of them equilibrated.
     """
-    absolute = drift / mx.maximum(-value, 1e-300)
-    relative = bare / mx.maximum(size, 1e-300)
-    return mx.where(value < 0, mx.maximum(absolute, relative) / eps, mx.inf)
+
+    value: mx.array
+    terms: mx.array
+    drift: mx.array
+    size: mx.array
+    bare_drift: mx.array
+    bare_size: mx.array
+
+    def violation(self, eps: float) -> mx.array:
+        """At most 1 for a certificate found with aim ``_AIM * eps``.
+
+        Where ``value`` is scaled to -1 the drift, in original units, is at most eps, and
+        equilibrated it is at most eps of the certificate's own size: the first alone would let
+        large q or b pass for unboundedness or infeasibility. A value that could be a rounding of
+        zero, or a ray so long that its own rounding is a drift, proves nothing.
+        """
+        scale = mx.maximum(-self.value, 1e-300)
+        absolute = mx.maximum(self.drift, _AIM * _ROUNDING * self.size) / scale
+        relative = self.bare_drift / mx.maximum(self.bare_size, 1e-300)
+        negative = self.value < -_SIGN * self.terms
+        return mx.where(negative, mx.maximum(absolute, relative) / (_AIM * eps), mx.inf)
 
 
 def _per_lane(matrix: mx.array, lanes: int) -> mx.array:
@@ -92,9 +108,12 @@ def infeasible(
 
     def judge(some: mx.array, x: mx.array, y: mx.array, s: mx.array) -> mx.array:
         local, factors = program.take(some), scaling.take(some)
-        value = dot(local.b, y) / factors.primal[:, 0]
-        Aty = local.A.transpose_times(y)
-        return _violation(value, norm(Aty / factors.d), norm(Aty), norm(y), _AIM * eps)
+        terms, Aty = local.b * y / factors.primal, local.A.transpose_times(y)
+        value, magnitude = mx.sum(terms, axis=1), mx.sum(mx.abs(terms), axis=1)
+        # y is a projection of something larger, perhaps of that one's rounding.
+        off = norm((y - cones.project_dual(y)) * factors.e)
+        drift, size = mx.maximum(norm(Aty / factors.d), off), norm(y * factors.e)
+        return _Ray(value, magnitude, drift, size, norm(Aty), norm(y)).violation(eps)
 
     y = cones.project_dual(direction)
     y = _normalized(y, dot(program.b, y)[:, None])
@@ -136,12 +155,14 @@ def unbounded(
     def judge(some: mx.array, x: mx.array, y: mx.array, s: mx.array) -> mx.array:
         local, factors = program.take(some), scaling.take(some)
         # With x = D x^: q'x = q^'x^ / gamma, A x = E^-1 A^ x^, P x = (beta / gamma) D^-1 P^ x^.
-        value = dot(local.q, x) / factors.dual[:, 0]
-        Ax = local.A.times(x)
+        terms, Ax = local.q * x / factors.dual, local.A.times(x)
+        value, magnitude = mx.sum(terms, axis=1), mx.sum(mx.abs(terms), axis=1)
         row, Px = Ax + cones.project(-Ax), local.P_times(x)
         bend = norm(Px * factors.primal / factors.dual / factors.d)
         drift = mx.maximum(norm(row / factors.e), bend)
-        return _violation(value, drift, mx.maximum(norm(row), norm(Px)), norm(x), _AIM * eps)
+        bare = mx.maximum(norm(row), norm(Px))
+        size = norm(Ax / factors.e)
+        return _Ray(value, magnitude, drift, size, bare, norm(x)).violation(eps)
 
     x = _normalized(direction, dot(program.q, direction)[:, None])
     y = mx.zeros((lanes, extended.rows), dtype=dtype)

@@ -13,7 +13,7 @@ from mlxcone.certificates import Certificate
 from mlxcone.cones.product import Product
 from mlxcone.equilibrate import Scaling
 from mlxcone.loop import Loop, Splitting
-from mlxcone.problem import Program, not_finite, without
+from mlxcone.problem import Program, not_finite
 from mlxcone.refine import Refinement
 from mlxcone.report import Table
 from mlxcone.settings import Settings
@@ -81,15 +81,11 @@ class Ladder:
         self.cones, self.settings, self.table = cones, settings, Table(settings.verbose)
         limit = settings.time_limit_secs
         self.deadline = time.monotonic() + limit if limit else float("inf")
-        bad = not_finite(program)
-        self.original = without(program, bad)
-        self.setup = setup or prepare(self.original, cones, settings)
+        self.setup = setup or prepare(program, cones, settings)
         self.scaling, self.program = equilibrate.normalize(
-            self.setup.matrices, self.original, settings.normalize
+            self.setup.matrices, program, settings.normalize
         )
         self.status: list[Status | None] = [None] * program.lanes
-        for lane in lanes.where_true(bad):
-            self.status[lane] = Status.FAILED
         self.certificates: dict[int, tuple[Status, Certificate, int]] = {}
         self.table.header(program.lanes, program.n, program.m, cones.cones)
 
@@ -271,8 +267,6 @@ class Ladder:
             y = lanes.put(y, one, found.y[position][None])
             s = lanes.put(s, one, found.s[position][None])
         codes = [int(status or Status.INDETERMINATE) for status in self.status]
-        failed = mx.array([code == Status.FAILED for code in codes])[:, None]
-        x, y, s = (mx.where(failed, mx.nan, v) for v in (x, y, s))
         self.table.summary(codes)
         total = self.program.lanes
         d, e = (mx.broadcast_to(a, (total, a.shape[1])) for a in self.scaling[:2])
@@ -318,4 +312,39 @@ def run(
     Returns:
         Outcome: with a status for each lane; never raises for a lane without a solution.
     """
-    return Ladder(program, setup, cones, settings, device, precision).run(warm)
+    total = program.lanes
+    usable = lanes.where_true(mx.logical_not(not_finite(program)))
+    if len(usable) == total:
+        return Ladder(program, setup, cones, settings, device, precision).run(warm)
+    # The others leave first: what is left computes what it would compute without them.
+    outcome = _failed(program)
+    if usable:
+        chosen = lanes.bucket(usable, total)
+        part = program.take(chosen)
+        start = None if warm is None else (warm[0][chosen], warm[1][chosen], warm[2][chosen])
+        found = Ladder(part, None, cones, settings, device, precision).run(start)
+        outcome = lanes.put_tree(outcome, chosen, found)
+    mx.eval(outcome)
+    return outcome
+
+
+def _failed(program: Program) -> Outcome:
+    """The outcome of lanes that cannot be solved."""
+    total, n, m, dtype = program.lanes, program.n, program.m, program.q.dtype
+    count = mx.zeros((total,), dtype=mx.int32)
+    nothing = mx.full((total,), mx.nan, dtype=dtype)
+    x, y = mx.full((total, n), mx.nan, dtype=dtype), mx.full((total, m), mx.nan, dtype=dtype)
+    one = mx.ones((total, 1), dtype=dtype)
+    return Outcome(
+        x,
+        y,
+        y,
+        count + int(Status.FAILED),
+        count,
+        count,
+        nothing,
+        nothing,
+        nothing,
+        Scaling(mx.ones_like(x), mx.ones_like(y), one, one),
+        mx.zeros((total, n, n), dtype=dtype),
+    )

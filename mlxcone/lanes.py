@@ -40,3 +40,10 @@ def put(array: mx.array, lanes: mx.array, values: mx.array) -> mx.array:
     copy = mx.array(array)
     copy[lanes] = values
     return copy
+
+
+def put_tree(tree: Any, lanes: mx.array, values: Any) -> Any:
+    """`put` for every array of a NamedTuple, or of one inside of it."""
+    if isinstance(tree, mx.array):
+        return put(tree, lanes, values)
+    return type(tree)(*(put_tree(a, lanes, v) for a, v in zip(tree, values, strict=True)))
