@@ -15,8 +15,9 @@ from typing import Any
 
 import mlx.core as mx
 
-from mlxcone import derivative, ladder, problem, unrolled
+from mlxcone import centring, derivative, ladder, lanes, problem, smoothing, unrolled
 from mlxcone._linalg import on_cpu, poison
+from mlxcone.centring import Central
 from mlxcone.cones.product import Cones, Product
 from mlxcone.derivative import Anchor
 from mlxcone.equilibrate import Scaling
@@ -30,6 +31,7 @@ from mlxcone.status import SolverError, Status
 # Ranks of the arguments P, q, A, b and of the warm start x, y, s without a batch axis.
 _RANKS = (2, 1, 2, 1, 1, 1, 1)
 _DIFFERENTIABLE = 3  # x, y and s come first in the outcome
+_ORDINARY = 14  # entries of the outcome without smoothing
 
 
 def _detached(array: mx.array) -> mx.array:
@@ -74,8 +76,24 @@ def _anchor(outputs: Any) -> Anchor:
     return Anchor(x, y, s, Scaling(*outputs[9:13]), outputs[13])
 
 
-def _placeholder(lanes: int, n: int, m: int) -> tuple[mx.array, ...]:
-    """Arrays of the shapes and dtypes of `_flat`, which raise when evaluated."""
+def _central(outputs: Any) -> Central:
+    return Central(*outputs[_ORDINARY:])
+
+
+def _smoothed(
+    program: Program, product: Product, settings: Settings, outcome: Outcome
+) -> tuple[mx.array, ...]:
+    """What a smoothed derivative needs besides, if there is one."""
+    if not settings.smoothing:
+        return ()
+    which = lanes.where_true(outcome.status > 0)
+    return centring.centre(
+        program, outcome.scaling, product, *outcome[:3], settings.smoothing, which
+    )
+
+
+def _placeholder(lanes: int, n: int, m: int, smooth_rows: int | None) -> tuple[mx.array, ...]:
+    """Arrays of the shapes and dtypes of `_flat` and `_smoothed`, which raise when evaluated."""
     with mx.stream(mx.Device(mx.DeviceType.cpu)):
         raises = poison()
         wide = [(lanes, n), (lanes, m), (lanes, m)]
@@ -85,7 +103,11 @@ def _placeholder(lanes: int, n: int, m: int) -> tuple[mx.array, ...]:
         def like(shape: tuple[int, ...], dtype: mx.Dtype = mx.float64) -> mx.array:
             return mx.broadcast_to(raises.astype(dtype), shape)
 
-        return (*map(like, wide), *(like(c, mx.int32) for c in counts), *map(like, rest))
+        plain = (*map(like, wide), *(like(c, mx.int32) for c in counts), *map(like, rest))
+        if smooth_rows is None:
+            return plain
+        smooth = [(lanes, n), (lanes, smooth_rows), (lanes, smooth_rows), (lanes, n, n)]
+        return (*plain, *map(like, smooth), like((lanes,), mx.bool_))
 
 
 def _check(outcome: Outcome, settings: Settings) -> None:
@@ -119,6 +141,7 @@ def _custom(
 ) -> Any:
     """The custom function of (P, q, A, b[, x, y, s]) for one kind of problem."""
     product = Product(cones)
+    smooth_rows = product.without_boxes().rows if settings.smoothing else None
 
     def forward(*arguments: mx.array) -> tuple[mx.array, ...]:
         try:
@@ -128,7 +151,8 @@ def _custom(
         except (RuntimeError, ValueError) as error:
             if "transform" not in str(error):
                 raise
-            return _placeholder(_lanes(arguments), arguments[1].shape[-1], product.rows)
+            size = arguments[1].shape[-1]
+            return _placeholder(_lanes(arguments), size, product.rows, smooth_rows)
         start = _start(detached) if warm else None
         program = _program(detached, has_P)
         setup = None if cache is None else cache.get(program, product, settings)
@@ -145,18 +169,18 @@ def _custom(
             rounding,
         )
         _check(outcome, settings)
-        return _flat(outcome)
+        return *_flat(outcome), *_smoothed(program, product, settings, outcome)
 
     solve = mx.custom_function(forward)
 
     @solve.vjp
     def solve_vjp(primals: Any, cotangents: Any, outputs: Any) -> Any:
-        return _pull_back(primals, cotangents, outputs, product, has_P)
+        return _pull_back(primals, cotangents, outputs, product, has_P, settings.smoothing)
 
     @solve.jvp
     def solve_jvp(primals: Any, tangents: Any) -> Any:
         outputs = solve(*primals)
-        return _push_forward(primals, tangents, outputs, product, has_P)
+        return _push_forward(primals, tangents, outputs, product, has_P, settings.smoothing)
 
     @solve.vmap
     def solve_vmap(arguments: Any, axes: Any) -> Any:
@@ -197,7 +221,7 @@ def _merge(arguments: Any, axes: Any) -> tuple[list[mx.array], int, int]:
 
 @on_cpu
 def _pull_back(
-    primals: Any, cotangents: Any, outputs: Any, product: Product, has_P: bool
+    primals: Any, cotangents: Any, outputs: Any, product: Product, has_P: bool, mu: float
 ) -> tuple[mx.array, ...]:
     """Cotangents of the arguments, in their shapes and dtypes."""
     program, anchor = _program(primals[:4], has_P), _anchor(outputs)
@@ -209,7 +233,10 @@ def _pull_back(
     # A lane without a solution has no gradient: NaN if one is asked for, nothing if not.
     anchor = _harmless(anchor, solved)
     bars = [mx.where(solved, c, 0.0) for c in bars]
-    grads = derivative.adjoint(program, product, anchor, *bars)
+    if mu:
+        grads = smoothing.adjoint(program, product, anchor, _central(outputs), mu, *bars)
+    else:
+        grads = derivative.adjoint(program, product, anchor, *bars)
     poisoned = mx.where(mx.logical_and(touched, mx.logical_not(solved)), mx.nan, 0.0)
     q_bar, b_bar = grads.q + poisoned, grads.b + poisoned
     whole = poisoned[..., None]
@@ -233,7 +260,7 @@ def _harmless(anchor: Anchor, solved: mx.array) -> Anchor:
 
 @on_cpu
 def _push_forward(
-    primals: Any, tangents: Any, outputs: Any, product: Product, has_P: bool
+    primals: Any, tangents: Any, outputs: Any, product: Product, has_P: bool, mu: float
 ) -> tuple[mx.array, ...]:
     """Tangents of the outputs; what is not x, y or s has none."""
     program, anchor = _program(primals[:4], has_P), _anchor(outputs)
@@ -242,9 +269,11 @@ def _push_forward(
         mx.zeros(p.shape, dtype=mx.float64) if t is None else t.astype(mx.float64)
         for p, t in zip(primals[:4], tangents, strict=False)
     )
-    moved = derivative.tangent(
-        program, product, _harmless(anchor, solved), dP if has_P else None, dq, dA, db
-    )
+    anchor, data = _harmless(anchor, solved), (dP if has_P else None, dq, dA, db)
+    if mu:
+        moved = smoothing.tangent(program, product, anchor, _central(outputs), mu, *data)
+    else:
+        moved = derivative.tangent(program, product, anchor, *data)
     first = tuple(mx.where(solved, v, mx.nan) for v in moved)
     return (*first, *(mx.zeros_like(o) for o in outputs[_DIFFERENTIABLE:]))
 

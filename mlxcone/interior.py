@@ -72,7 +72,7 @@ class Point(NamedTuple):
         return Point(*(v + step * d for v, d in zip(self, by, strict=True)))
 
 
-def _split_boxes(program: Program, cones: Product) -> tuple[Program, Product]:
+def split_boxes(program: Program, cones: Product) -> tuple[Program, Product]:
     """The program with inequalities for boxes."""
     if not any(box for _, _, box in cones.boxes):
         return program, cones
@@ -85,7 +85,7 @@ def _split_boxes(program: Program, cones: Product) -> tuple[Program, Product]:
     return program._replace(A=Rectangular.of(A), b=b[..., 0]), cones.without_boxes()
 
 
-def _join_boxes(cones: Product, y: mx.array) -> mx.array:
+def join_boxes(cones: Product, y: mx.array) -> mx.array:
     """Multipliers of that program as those of the given one."""
     parts, at = [], 0
     for lo, hi, box in cones.boxes:
@@ -185,7 +185,7 @@ class _Path:
 
     def __init__(self, program: Program, cones: Product, judge: Judge, deadline: float) -> None:
         self.original, self.given, self.judge, self.deadline = program, cones, judge, deadline
-        self.program, self.cones = _split_boxes(program, cones)
+        self.program, self.cones = split_boxes(program, cones)
         total, wide = program.lanes, program.q.dtype
         infinite = mx.full((total,), mx.inf, dtype=wide)
         x, y = mx.zeros((total, program.n), dtype=wide), mx.zeros_like(program.b)
@@ -243,13 +243,13 @@ class _Path:
 
     def _record(self, chosen: mx.array, original: Program, program: Program, at: Point) -> None:
         """Keep the points and the rays that are the best so far."""
-        x, y = at.x / at.tau, _join_boxes(self.given, at.y / at.tau)
+        x, y = at.x / at.tau, join_boxes(self.given, at.y / at.tau)
         s = self.given.project(original.b - original.A.times(x))
         violation = self.judge(chosen, x, y, s)
         better = violation < self.best.violation[chosen]
         self.best = _keep(self.best, chosen, Best(x, y, s, violation), better)
         unbounded, infeasible = _drifts(program, at)
-        here = Rays(at.x, _join_boxes(self.given, at.y), unbounded, infeasible)
+        here = Rays(at.x, join_boxes(self.given, at.y), unbounded, infeasible)
         by_x = _keep(self.rays, chosen, here, unbounded < self.rays.unbounded[chosen])
         by_y = _keep(self.rays, chosen, here, infeasible < self.rays.infeasible[chosen])
         self.rays = Rays(by_x.x, by_y.y, by_x.unbounded, by_y.infeasible)

@@ -45,6 +45,13 @@ class Settings:
             ``newton_iters`` Newton steps. The solve is then one graph, which `mx.compile` can have;
             it gives no certificates, and a lane that is not there in time is INDETERMINATE.
 
+    Derivative:
+        smoothing (float): 0, or the weight mu, in units of the objective, of a logarithmic barrier:
+            the answer stays exact, its derivative becomes that of the minimizer with the barrier
+            added to the objective. A training signal where the exact derivative is zero, as at
+            vertices of linear programs. Lanes without a strictly feasible point keep the exact
+            one. No second derivatives.
+
     Outcome:
         on_failure (str): "return" reports failed lanes in ``info.status`` only; "raise" raises
             `SolverError` naming them; "nan" fills their x, y and s with NaN.
@@ -70,6 +77,7 @@ class Settings:
     interior_iters: int = 80
     multiplier_iters: int = 150
     fixed_iters: int = 0
+    smoothing: float = 0.0
     on_failure: str = "return"
     verbose: bool = False
 
@@ -86,13 +94,17 @@ class Settings:
             "interior_iters",
             "multiplier_iters",
         )
-        for name in (*counts, "eps_abs", "eps_rel", "time_limit_secs", "handover"):
+        for name in (*counts, "eps_abs", "eps_rel", "time_limit_secs", "handover", "smoothing"):
             if not getattr(self, name) >= 0:
                 raise ValueError(f"settings: {name} must not be negative")
         if self.fixed_iters and self.on_failure == "raise":
             raise ValueError(
                 "settings: on_failure='raise' has to look at the answer, which fixed_iters rules "
                 "out; pass on_failure='nan' or 'return'"
+            )
+        if self.fixed_iters and self.smoothing:
+            raise ValueError(
+                "settings: smoothing follows a path until it is there, which fixed_iters rules out"
             )
         if not 0 < self.alpha < 2:
             raise ValueError(f"settings: alpha must lie in (0, 2), got {self.alpha}")

@@ -54,6 +54,8 @@ LEVELS: dict[str, tuple[int, int]] = {
     "mlxcone.scaled_system": (3, 0),
     "mlxcone.interior": (3, 1),
     "mlxcone.derivative": (3, 0),
+    "mlxcone.centring": (3, 2),
+    "mlxcone.smoothing": (3, 3),
     "mlxcone.certificates": (3, 1),
     "mlxcone.refine": (3, 2),
     "mlxcone.loop": (4, 0),
