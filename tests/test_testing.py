@@ -14,18 +14,22 @@ from hypothesis import strategies as st
 
 from mlxcone.testing import (
     Instance,
+    Structure,
     assert_infeasible,
     assert_solved,
     assert_unbounded,
+    claims,
     cone_rows,
     manufacture,
     project_cone,
     project_dual_cone,
+    scaling,
     strategies,
     verify_infeasible,
     verify_solution,
     verify_unbounded,
 )
+from mlxcone.testing.structure import flatten
 
 sparse = pytest.importorskip("scipy.sparse")
 
@@ -552,6 +556,197 @@ def test_recipe_makes_the_instance_again():
         again = eval(instance.recipe, {"manufacture": manufacture, "np": np})
         np.testing.assert_array_equal(again.b, instance.b)
         assert instance.recipe in repr(instance)
+
+
+# --- degenerate problems, other units, claims ----------------------------------------------------
+
+
+def test_a_value_that_is_rounding_certifies_nothing():
+    A, b = np.zeros((3, 1)), np.array([0.1, 0.2, -0.3])
+    y = 1e16 * np.array([1.0, 1.0, 1.0])
+    assert abs(b @ y) > 0.0 and verify_infeasible(A, -b * np.sign(b @ y), {"l": 3}, y) == math.inf
+    q, flat = -b * np.sign(b @ y), np.zeros((0, 3))
+    assert verify_unbounded(None, q, flat, {}, y) == math.inf
+    assert verify_unbounded(None, q - [0.1, 0, 0], flat, {}, y) == 0.0
+
+
+def test_structures_are_as_asked():
+    rng = np.random.default_rng(0)
+    cones = {"z": 3, "l": 10, "q": [4]}
+    for rank in (0, 1, 4):
+        A = manufacture.feasible(rng, 8, cones, structure=Structure(rank=rank)).A
+        assert np.linalg.matrix_rank(A) == rank
+    A = manufacture.feasible(rng, 8, cones, structure=Structure(zero_rows=2, zero_columns=3)).A
+    assert np.sum(~A.any(axis=1)) == 2 and np.sum(~A.any(axis=0)) == 3
+    A = manufacture.feasible(rng, 8, cones, structure=Structure(repeated_rows=1)).A
+    assert np.linalg.matrix_rank(A[:, :8]) == 8
+    cosines = A @ A.T / np.outer(*[np.linalg.norm(A, axis=1)] * 2)
+    assert np.sum(np.abs(cosines) > 1 - 1e-12) == 17 + 2
+
+
+@pytest.mark.parametrize("make", [manufacture.infeasible, manufacture.unbounded])
+def test_structures_keep_certificates(make):
+    structure = Structure(rank=3, repeated_rows=2, zero_rows=2, zero_columns=2)
+    for seed in range(10):
+        instance = make(np.random.default_rng(seed), 6, EVERYTHING, structure=structure)
+        instance.check(instance.x, instance.y, instance.s, tolerance=1e-11)
+
+
+@pytest.mark.parametrize(
+    "cones", [{"l": 6}, {"q": [4]}, {"s": [3]}, {"ep": 2}, EVERYTHING], ids=str
+)
+def test_thin_problems_have_no_interior(cones):
+    thin = 0
+    for seed in range(12):
+        rng = np.random.default_rng(seed)
+        instance = manufacture.feasible(rng, 5, cones, structure=Structure(thin=True))
+        instance.check(instance.x, instance.y, instance.s, tolerance=1e-12)
+        A, z = rng.standard_normal((cone_rows(cones), 5)), rng.standard_normal(cone_rows(cones))
+        flat, z = flatten(rng, cones, A, z)
+        if np.array_equal(flat, A):
+            continue
+        # What was taken from A has rank one and names the point w of K*, up to its sign.
+        w = np.linalg.svd(A - flat)[0][:, 0]
+        w = min(w, -w, key=lambda v: np.linalg.norm(v - project_dual_cone(cones, v)))
+        assert np.linalg.norm(w - project_dual_cone(cones, w)) < 1e-12
+        s = project_dual_cone(cones, z) - z
+        assert np.linalg.norm(flat.T @ w) < 1e-12 and abs(s @ w) < 1e-12
+        assert np.linalg.norm(w[cones.get("z", 0) :]) > 0.99
+        thin += 1
+    assert thin >= 3
+
+
+@BOUNDED
+@given(
+    strategies.instances(max_n=8, max_m=16, kinds=ALL_KINDS),
+    st.integers(0, 9),
+    st.sampled_from((1.0, 3.0)),
+)
+def test_other_units_keep_the_answer(instance, seed, decades):
+    rng = np.random.default_rng(seed)
+    units = dict.fromkeys(("rows", "columns", "right", "cost"), decades)
+    other = scaling.rescale_at_random(rng, instance, **units)
+    assert 1.0 < other.spread <= 10.0 ** (2 * decades + 1)
+    if instance.expect == "infeasible":
+        assert other.b @ other.y == pytest.approx(-1.0)
+    elif instance.expect == "unbounded":
+        assert other.q @ other.x == pytest.approx(-1.0)
+    # A violation is absolute, and so grows with the units.
+    tolerance = 1e-11 if instance.expect == "solved" else 1e-12 * other.spread**2
+    other.check(other.x, other.y, other.s, tolerance=tolerance)
+
+
+def test_units_are_those_of_the_formulas():
+    instance = solved_instance(cones={"l": 1, "q": [3]}, n=2)
+    E, D = np.array([2.0, 4.0, 4.0, 4.0]), np.array([0.5, 8.0])
+    other = scaling.rescale(instance, E, D, right=16.0, cost=0.25)
+    np.testing.assert_array_equal(other.A, np.diag(E) @ instance.A @ np.diag(D))
+    np.testing.assert_array_equal(other.b, 16.0 * E * instance.b)
+    np.testing.assert_array_equal(other.q, 0.25 * D * instance.q)
+    np.testing.assert_array_equal(other.P, np.diag(D) @ instance.P @ np.diag(D) / 64.0)
+    np.testing.assert_array_equal(other.x, 16.0 * instance.x / D)
+    assert other.spread == 64.0 and instance.spread == 1.0
+
+
+def test_units_that_break_a_cone_are_refused():
+    instance = solved_instance(cones={"l": 2, "q": [2]}, n=2)
+    with pytest.raises(ValueError, match="rows: expected one factor for rows 2 to 3"):
+        scaling.rescale(instance, [1.0, 2.0, 1.0, 2.0])
+    with pytest.raises(ValueError, match="expected positive numbers"):
+        scaling.rescale(instance, right=0.0)
+    with pytest.raises(ValueError, match=r"columns: expected shape \(2,\)"):
+        scaling.rescale(instance, columns=[1.0])
+
+
+def test_claims_that_contradict_are_faults():
+    rng = np.random.default_rng(0)
+    made = {
+        "solved": manufacture.feasible(rng, 4, MIXED),
+        "infeasible": manufacture.infeasible(rng, 4, MIXED),
+        "unbounded": manufacture.unbounded(rng, 4, MIXED),
+    }
+    for claim, instance in made.items():
+        answer = instance.x, instance.y, instance.s
+        assert claims.is_decided(instance)
+        assert claims.find_fault(instance, claim, *answer) == ""
+        for other in set(made) - {claim}:
+            assert claims.find_fault(instance, other, *answer).startswith(f"claims {other}, off by")
+
+
+def test_a_huge_answer_does_not_hide_infeasibility():
+    # x1 <= 0 and x1 >= 1; a large x2 >= 0 makes every residual relatively small.
+    A = np.array([[1.0, 0.0], [-1.0, 0.0], [0.0, -1.0]])
+    lost = Instance(
+        np.zeros((2, 2)),
+        np.zeros(2),
+        A,
+        np.array([0.0, -1.0, 0.0]),
+        {"l": 3},
+        "infeasible",
+        x=np.full(2, np.nan),
+        y=np.array([1.0, 1.0, 0.0]),
+        s=np.full(3, np.nan),
+    )
+    x, s = np.array([0.5, 1e10]), np.array([0.0, 0.0, 1e10])
+    assert claims.measure(lost, "solved", x, np.zeros(3), s) < 1e-10
+    fault = claims.find_fault(lost, "solved", x, np.zeros(3), s)
+    assert fault == "claims solved of a problem that is infeasible"
+
+
+def test_the_rounding_of_large_terms_is_no_fault():
+    # A'y = 0 holds but for the last bit of terms of size 1e9, which is 1e-7 beside b'y = -1.
+    A, y = np.array([[1e9], [-1e9 - 1e-7]]), np.ones(2)
+    nothing, free = np.full(1, np.nan), np.full(2, np.nan)
+    lost = Instance(
+        np.zeros((1, 1)), np.zeros(1), A, np.array([-1.0, 0.0]), {"l": 2}, "infeasible",
+        x=nothing, y=y, s=free,
+    )  # fmt: skip
+    assert 1e-8 < claims.measure(lost, "infeasible", nothing, y, free) < 2e-7
+    assert claims.find_fault(lost, "infeasible", nothing, y, free) == ""
+    worse = replace(lost, A=np.array([[1e9], [-1e9 - 1e-5]]))
+    assert "off by 1.0e-05" in claims.find_fault(worse, "infeasible", nothing, y, free)
+    small = replace(lost, A=np.array([[1.0], [-1.0 - 1e-7]]))
+    assert "off by 1.0e-07" in claims.find_fault(small, "infeasible", nothing, y, free)
+
+
+def test_problems_of_hidden_kind_are_not_decided():
+    lost = manufacture.infeasible(np.random.default_rng(0), 4, MIXED)
+    # With so small a right-hand side, zero is feasible to any tolerance.
+    hidden = scaling.rescale(lost, right=2.0**-40)
+    assert not claims.is_decided(hidden)
+    far = scaling.rescale(solved_instance(), right=2.0**40)
+    assert not claims.is_decided(far)
+
+
+def test_condition_tells_regular_solutions():
+    regular = solved_instance(cones={"l": 4}, unique=True)
+    assert manufacture.with_condition(regular).condition < 1e6
+    free = manufacture.feasible(
+        np.random.default_rng(0), 3, {"l": 2}, quadratic_rank=0, structure=Structure(zero_columns=1)
+    )
+    assert manufacture.with_condition(free).condition > 1e12
+    lost = manufacture.infeasible(np.random.default_rng(0), 4, MIXED)
+    assert manufacture.with_condition(lost).condition == math.inf
+
+
+def test_batches_share_their_shape_and_can_be_made_again():
+    seen, made = set(), []
+
+    @settings(max_examples=25, deadline=None, derandomize=True, database=None)
+    @given(strategies.batches(6, 12, 3, ALL_KINDS))
+    def collect(batch):
+        assert len({(v.A.shape, repr(v.cones)) for v in batch}) == 1
+        seen.update(v.expect for v in batch)
+        made.append(batch[0])
+
+    collect()
+    assert seen == {"solved", "infeasible", "unbounded"}
+    assert any(one.spread > 1e3 for one in made)
+    names = {"manufacture": manufacture, "scaling": scaling, "np": np, "Structure": Structure}
+    for instance in made:
+        again = eval(instance.recipe, names)
+        for name in "PqAb":
+            np.testing.assert_array_equal(getattr(again, name), getattr(instance, name))
 
 
 # --- solvers ------------------------------------------------------------------------------------

@@ -3,7 +3,9 @@ r"""Property-based testing of conic solvers, in NumPy and hypothesis alone.
 Nothing here knows how a solver works. :mod:`mlxcone.testing.verifier` judges an answer by the
 optimality conditions or by the definition of a certificate, with the cones of
 :mod:`mlxcone.testing.projections`; :mod:`mlxcone.testing.manufacture` makes random problems whose
-answer is known by construction, and :mod:`mlxcone.testing.strategies` lets hypothesis draw and
+answer is known by construction, :mod:`mlxcone.testing.structure` makes them degenerate,
+:mod:`mlxcone.testing.scaling` gives them awkward units, and :mod:`mlxcone.testing.claims` holds
+what a solver says against what is known. :mod:`mlxcone.testing.strategies` lets hypothesis draw and
 shrink them:
 
 .. code-block:: python
@@ -26,9 +28,10 @@ with K given as a dictionary in the format of SCS.
 """
 
 # `strategies` is left to be imported by name: it alone needs hypothesis.
-from mlxcone.testing import manufacture
+from mlxcone.testing import claims, manufacture, scaling
 from mlxcone.testing.manufacture import Instance
 from mlxcone.testing.projections import cone_rows, project_cone, project_dual_cone
+from mlxcone.testing.structure import Structure
 from mlxcone.testing.verifier import (
     Verdict,
     assert_infeasible,
@@ -41,14 +44,17 @@ from mlxcone.testing.verifier import (
 
 __all__ = [
     "Instance",
+    "Structure",
     "Verdict",
     "assert_infeasible",
     "assert_solved",
     "assert_unbounded",
+    "claims",
     "cone_rows",
     "manufacture",
     "project_cone",
     "project_dual_cone",
+    "scaling",
     "verify_infeasible",
     "verify_solution",
     "verify_unbounded",

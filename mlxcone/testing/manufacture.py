@@ -13,11 +13,11 @@ unbounded one has a feasible pair (x0, s0), with the floor ``1 / (||x0||_1 + ||s
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import numpy as np
-from numpy.typing import ArrayLike
+from numpy.typing import ArrayLike, NDArray
 
 from mlxcone.testing.projections import (
     Array,
@@ -27,7 +27,9 @@ from mlxcone.testing.projections import (
     cone_rows,
     project_cone,
     project_dual_cone,
+    row_groups,
 )
+from mlxcone.testing.structure import Structure, flatten
 from mlxcone.testing.verifier import assert_infeasible, assert_solved, assert_unbounded
 
 Expect = Literal["solved", "infeasible", "unbounded"]
@@ -35,6 +37,7 @@ Expect = Literal["solved", "infeasible", "unbounded"]
 _ATTEMPTS = 50
 # Beyond this condition number a finite-difference check of a derivative says little.
 _REGULAR_CONDITION = 1e6
+_REGULAR = Structure()
 
 
 @dataclass(frozen=True, repr=False, eq=False)
@@ -54,6 +57,9 @@ class Instance:
             NaN when unbounded.
         s: The slack that belongs to x, shape (m,). NaN when infeasible.
         recipe: The call that makes this instance again, if known.
+        condition: Condition number of the Jacobian of the optimality system at (x, y, s), where
+            it was asked for: below about 1e6 they are unique and differentiable in the data.
+        spread: Largest over smallest factor by which units were changed (:mod:`.scaling`).
     """
 
     P: Array
@@ -66,6 +72,8 @@ class Instance:
     y: Array
     s: Array
     recipe: str = ""
+    condition: float = math.inf
+    spread: float = 1.0
 
     @property
     def data(self) -> tuple[Array, Array, Array, Array, dict[str, Any]]:
@@ -119,6 +127,7 @@ def feasible(
     *,
     density: float = 1.0,
     quadratic_rank: int | None = None,
+    structure: Structure = _REGULAR,
     unique: bool = False,
 ) -> Instance:
     """Make a problem with a solution.
@@ -129,6 +138,7 @@ def feasible(
         cones: SCS dictionary with m rows in all.
         density: Share of nonzeros of A, in (0, 1]; no row or column stays empty. P is dense.
         quadratic_rank: Rank of P from 0 (a linear or second-order cone program) to n, the default.
+        structure: What is degenerate about the constraints; nothing by default.
         unique: Ask for a positive definite P and a regular solution: x, y and s are then unique
             and differentiable in the data (the Jacobian of the optimality system is well
             conditioned). Otherwise degenerate and non-unique solutions do occur.
@@ -147,9 +157,11 @@ def feasible(
     for attempt in range(_ATTEMPTS):
         # Fewer and fewer active constraints: more of them than variables are never regular.
         z = _random_split_point(rng, cones, bias=-0.25 * attempt)
-        A = _constraints(rng, m, n, density)
+        A = structure.apply(rng, _constraints(rng, m, n, density))
+        if structure.thin:
+            A, z = flatten(rng, cones, A, z)
         P = _quadratic(rng, n, rank)
-        if not unique or _is_regular(P, A, cones, z):
+        if not unique or _condition(P, A, cones, z) < _REGULAR_CONDITION:
             break
     else:
         raise ValueError(f"unique: found no regular solution for n = {n}, cones {dict(cones)}")
@@ -166,6 +178,7 @@ def infeasible(
     *,
     density: float = 1.0,
     quadratic_rank: int | None = None,
+    structure: Structure = _REGULAR,
 ) -> Instance:
     """Make a problem without a feasible point, whose dual is feasible.
 
@@ -178,6 +191,7 @@ def infeasible(
         cones: SCS dictionary with m rows in all, at least 1.
         density: Share of nonzeros of A, in (0, 1].
         quadratic_rank: Rank of P from 0 to n, the default.
+        structure: What is degenerate about the constraints; nothing by default.
 
     Returns:
         An :class:`Instance` with ``expect == "infeasible"`` and y, scaled to ``b'y = -1``.
@@ -190,7 +204,8 @@ def infeasible(
     if m == 0:
         raise ValueError("cones: an infeasible problem needs at least one row, got none")
     y = _generic_dual_point(rng, cones)
-    A = _with_zero_products(_constraints(rng, m, n, density), y)
+    A = structure.apply(rng, _constraints(rng, m, n, density))
+    A = _with_zero_products(A, y)
     b = rng.standard_normal(m)
     b -= y * (y @ b)
     b -= y * max(1.0, float(np.linalg.norm(b)))
@@ -209,6 +224,7 @@ def unbounded(
     *,
     density: float = 1.0,
     quadratic_rank: int | None = None,
+    structure: Structure = _REGULAR,
 ) -> Instance:
     """Make a feasible problem whose objective has no lower bound.
 
@@ -222,6 +238,7 @@ def unbounded(
         cones: SCS dictionary with m rows in all.
         density: Share of nonzeros of A, in (0, 1].
         quadratic_rank: Rank of P from 0 to n - 1, the default.
+        structure: What is degenerate about the constraints; nothing by default.
 
     Returns:
         An :class:`Instance` with ``expect == "unbounded"`` and x, s, scaled to ``q'x = -1``.
@@ -234,7 +251,9 @@ def unbounded(
     # Entries away from zero, because a row with a single nonzero is divided by one of them.
     x = rng.choice([-1.0, 1.0], n) * rng.uniform(0.5, 1.5, n)
     s = _generic_point(rng, cones)
-    A = _with_products(_constraints(rng, m, n, density), x, -s)
+    A = structure.apply(rng, _constraints(rng, m, n, density))
+    s = _without_blocks(s, cones, ~np.any(A, axis=1))
+    A = _with_products(A, x, -s)
     P = _quadratic(rng, n, rank, orthogonal_to=x)
     unit = x / np.linalg.norm(x)
     q = rng.standard_normal(n)
@@ -247,6 +266,23 @@ def unbounded(
     return Instance(
         P, q, A, b, dict(cones), "unbounded", x=x / scale, y=np.full(m, np.nan), s=s / scale
     )
+
+
+def with_condition(instance: Instance) -> Instance:
+    """Fill in the condition number of an instance's known solution.
+
+    It is that of the problem as it is; take it before the units are changed.
+
+    Args:
+        instance: Any instance; one without a solution is returned as it is.
+
+    Returns:
+        The instance with ``condition``, which is infinite where the Jacobian is singular.
+    """
+    if instance.expect != "solved":
+        return instance
+    z = instance.y - instance.s
+    return replace(instance, condition=_condition(instance.P, instance.A, instance.cones, z))
 
 
 # --- ingredients --------------------------------------------------------------------------------
@@ -356,8 +392,19 @@ def _with_zero_products(A: Array, y: Array) -> Array:
 def _with_products(A: Array, x: Array, target: Array) -> Array:
     """The matrix nearest to A, among those with its pattern, for which ``A x = target``."""
     pattern = A != 0.0
-    multiple = (A @ x - target) / (pattern @ (x**2))
+    weights = pattern @ (x**2)
+    # The target of an empty row is zero.
+    multiple = (A @ x - target) / np.where(weights > 0.0, weights, 1.0)
     return _cleaned(A - np.where(pattern, np.outer(multiple, x), 0.0), A)
+
+
+def _without_blocks(s: Array, cones: ConeDict, empty: NDArray[np.bool_]) -> Array:
+    """The point of K that is zero on the blocks with an empty row of A, shape (m,)."""
+    s = s.copy()
+    for rows in row_groups(cones):
+        if np.any(empty[rows]):
+            s[rows] = 0.0
+    return s
 
 
 def _cleaned(changed: Array, original: Array) -> Array:
@@ -367,8 +414,8 @@ def _cleaned(changed: Array, original: Array) -> Array:
     return np.where(noise, 0.0, changed)
 
 
-def _is_regular(P: Array, A: Array, cones: ConeDict, z: Array) -> bool:
-    """Tell whether ``F(x, z) = (P x + A'y + q, A x + y - z - b)``, y = proj(z), is well posed."""
+def _condition(P: Array, A: Array, cones: ConeDict, z: Array) -> float:
+    """Condition of ``F(x, z) = (P x + A'y + q, A x + y - z - b)``, y = proj(z), in (x, z)."""
     m, step = z.size, 1e-6
     columns = [
         project_dual_cone(cones, z + offset) - project_dual_cone(cones, z - offset)
@@ -376,4 +423,4 @@ def _is_regular(P: Array, A: Array, cones: ConeDict, z: Array) -> bool:
     ]
     derivative = np.array(columns).reshape(m, m).T / (2.0 * step)
     jacobian = np.block([[P, A.T @ derivative], [A, derivative - np.eye(m)]])
-    return bool(np.linalg.cond(jacobian) < _REGULAR_CONDITION)
+    return float(np.linalg.cond(jacobian))

@@ -228,6 +228,9 @@ CONE_KINDS: tuple[ConeKind, ...] = (
     ConeKind(("pnd",), _power_nd_blocks),
 )
 
+# Products of cones of one row; they are first in that order.
+_SEPARABLE = ("z", "l")
+
 
 def cone_blocks(cones: ConeDict) -> list[Block]:
     """Expand a cone dictionary into its blocks, in row order.
@@ -263,6 +266,24 @@ def cone_rows(cones: ConeDict) -> int:
         ValueError: as for :func:`cone_blocks`.
     """
     return sum(block.rows for block in cone_blocks(cones))
+
+
+def row_groups(cones: ConeDict) -> list[slice]:
+    """Rows that belong together: those of one cone, and each row of "z" and "l" for itself.
+
+    Args:
+        cones: SCS dictionary.
+
+    Returns:
+        Slices of the m rows, in order.
+
+    Raises:
+        ValueError: as for :func:`cone_blocks`.
+    """
+    blocks = cone_blocks({key: value for key, value in cones.items() if key not in _SEPARABLE})
+    sizes = [1] * sum(_count(cones, key) for key in _SEPARABLE) + [block.rows for block in blocks]
+    ends = [int(end) for end in np.cumsum(sizes, dtype=np.int64)]
+    return [slice(end - size, end) for end, size in zip(ends, sizes, strict=True)]
 
 
 def project_cone(cones: ConeDict, v: ArrayLike) -> Array:

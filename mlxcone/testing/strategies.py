@@ -12,14 +12,17 @@ from typing import Any, NamedTuple
 import numpy as np
 from hypothesis import strategies as st
 
-from mlxcone.testing import manufacture
+from mlxcone.testing import manufacture, scaling
 from mlxcone.testing.manufacture import Expect, Instance
+from mlxcone.testing.projections import cone_rows
+from mlxcone.testing.structure import Structure
 
 Draw = Callable[[st.SearchStrategy[Any]], Any]
 
 _MAX_BLOCKS = 5
 # Eight to one to one: solutions are where solvers differ most.
 _MIX: tuple[Expect, ...] = ("solved",) * 8 + ("infeasible", "unbounded")
+_DECADES = (0.0, 0.0, 0.0, 1.0, 3.0, 6.0)
 _MAKERS: dict[Expect, Callable[..., Instance]] = {
     "solved": manufacture.feasible,
     "infeasible": manufacture.infeasible,
@@ -202,5 +205,90 @@ def instances(
     recipe = (
         f"manufacture.{maker.__name__}(np.random.default_rng({seed}), {n}, {cone}, "
         f"density={density}, quadratic_rank={rank})"
+    )
+    return replace(instance, recipe=recipe)
+
+
+@st.composite
+def structures(draw: Draw, n: int, m: int) -> Structure:
+    """Draw what is degenerate about constraints of this shape; nothing half of the time.
+
+    Args:
+        draw: Supplied by hypothesis.
+        n: Number of variables.
+        m: Number of rows.
+
+    Returns:
+        A :class:`~mlxcone.testing.structure.Structure`.
+    """
+    if not draw(st.booleans()):
+        return Structure()
+    some = st.sampled_from((0, 0, 1, 2))
+    return Structure(
+        rank=draw(st.none() | st.integers(0, min(m, n))),
+        repeated_rows=draw(some),
+        zero_rows=min(draw(some), m),
+        zero_columns=min(draw(some), n),
+        thin=draw(st.integers(0, 3)) == 0,
+    )
+
+
+@st.composite
+def batches(
+    draw: Draw,
+    max_n: int = 15,
+    max_m: int = 30,
+    max_lanes: int = 4,
+    kinds: Sequence[str] = ("z", "l", "q"),
+) -> list[Instance]:
+    """Draw programs of one shape and one cone, each with its own outcome, structure and units.
+
+    Half of the programs are degenerate (:func:`structures`), and rows, columns, right-hand side
+    and cost are each scaled by up to 0, 1, 3 or 6 decades.
+
+    Args:
+        draw: Supplied by hypothesis.
+        max_n: Bound on the number of variables, at least 1.
+        max_m: Bound on the number of rows, at least 1.
+        max_lanes: Bound on the number of programs, at least 1.
+        kinds: Cones that may occur, as in :func:`cones`.
+
+    Returns:
+        1 to ``max_lanes`` instances with their ``condition`` and ``recipe``; what the cone does not
+        allow (only equalities without a variable to contradict) is drawn as "solved".
+
+    Raises:
+        ValueError: an argument out of range.
+    """
+    n = draw(st.integers(1, max_n))
+    cone = draw(cones(max_m, kinds))
+    count = draw(st.integers(1, max_lanes))
+    return [draw(_lanes(n, cone)) for _ in range(count)]
+
+
+@st.composite
+def _lanes(draw: Draw, n: int, cone: dict[str, Any]) -> Instance:
+    m = cone_rows(cone)
+    outcome = draw(st.sampled_from(("solved", "solved", "infeasible", "unbounded")))
+    largest = n - 1 if outcome == "unbounded" else n
+    rank = draw(st.sampled_from((0, largest)) | st.integers(0, largest))
+    density = draw(st.sampled_from((1.0, 0.5, 0.2)))
+    structure = draw(structures(n, m))
+    units = {name: draw(st.sampled_from(_DECADES)) for name in ("rows", "columns", "right", "cost")}
+    seed = draw(st.integers(0, 2**32 - 1))
+    maker = _MAKERS[outcome]
+    rng = np.random.default_rng(seed)
+    try:
+        instance = maker(rng, n, cone, density=density, quadratic_rank=rank, structure=structure)
+    except ValueError:
+        # The cone has no nonzero dual point, so nothing is infeasible.
+        maker = manufacture.feasible
+        rng = np.random.default_rng(seed)
+        instance = maker(rng, n, cone, density=density, quadratic_rank=rank, structure=structure)
+    instance = scaling.rescale_at_random(rng, manufacture.with_condition(instance), **units)
+    recipe = (
+        f"scaling.rescale_at_random(rng := np.random.default_rng({seed}), "
+        f"manufacture.with_condition(manufacture.{maker.__name__}(rng, {n}, {cone}, "
+        f"density={density}, quadratic_rank={rank}, structure={structure})), **{units})"
     )
     return replace(instance, recipe=recipe)

@@ -29,6 +29,7 @@ from mlxcone.testing.projections import (
 
 Matrix: TypeAlias = Any  # array-like, or any SciPy sparse container
 
+_EPSILON = float(np.finfo(np.float64).eps)
 # Room for a matrix that was symmetric before it was rounded to float32.
 _ASYMMETRY = 1e-6
 
@@ -142,7 +143,8 @@ def verify_infeasible(A: Matrix, b: ArrayLike, cones: ConeDict, y: ArrayLike) ->
         y: Certificate at any positive scale, shape (m,).
 
     Returns:
-        The violation; infinite when ``b'y`` is not negative or anything is not finite.
+        The violation; infinite when ``b'y`` is not negative by more than its rounding, or anything
+        is not finite.
 
     Raises:
         ValueError: a shape does not fit or a cone is not supported.
@@ -184,7 +186,8 @@ def verify_unbounded(
         s: Slack of the direction at the same scale, shape (m,), or None.
 
     Returns:
-        The violation; infinite when ``q'x`` is not negative or anything is not finite.
+        The violation; infinite when ``q'x`` is not negative by more than its rounding, or anything
+        is not finite.
 
     Raises:
         ValueError: a shape does not fit, P is not symmetric, or a cone is not supported.
@@ -332,10 +335,14 @@ def _worst(*values: float) -> float:
 
 
 def _scaled_to_minus_one(cost: Array, *parts: Array) -> tuple[Array, ...] | None:
-    """Scale the parts alike so that ``cost @ parts[0] = -1``; None where that is impossible."""
+    """Scale the parts alike so that ``cost @ parts[0] = -1``; None where that is impossible.
+
+    It is, too, where the value may be the rounding of terms that cancel: its sign means nothing.
+    """
     with np.errstate(all="ignore"):
         value = float(cost @ parts[0])
-        if not (math.isfinite(value) and value < 0.0):
+        rounding = _EPSILON * cost.size * float(np.abs(cost) @ np.abs(parts[0]))
+        if not (math.isfinite(value) and value < -rounding):
             return None
         scaled = tuple(part / -value for part in parts)
     return scaled if all(np.all(np.isfinite(part)) for part in scaled) else None
