@@ -16,6 +16,8 @@ import mlx.core as mx
 from mlxcone import multipliers
 from mlxcone.cones.product import Product
 from mlxcone.equilibrate import Scaling
+from mlxcone.lanes import bucket, put_tree, where_true
+from mlxcone.multipliers import Best, Judge
 from mlxcone.operators import Rectangular
 from mlxcone.problem import Program
 from mlxcone.residuals import dot, norm
@@ -76,6 +78,32 @@ def _per_lane(matrix: mx.array, lanes: int) -> mx.array:
     return mx.broadcast_to(matrix[None], (lanes, *matrix.shape)) if matrix.ndim == 2 else matrix
 
 
+def _polished(
+    program: Program,
+    cones: Product,
+    x: mx.array,
+    y: mx.array,
+    judge: Judge,
+    most: int,
+    deadline: float,
+) -> Best:
+    """The method of multipliers on the lanes whose (x, y) is not a certificate as it stands."""
+    total = program.lanes
+    violation = judge(mx.arange(total), x, y, y)
+    best = Best(x, y, y, violation)
+    poor = where_true(mx.logical_not(violation * _AIM <= 1.0))
+    if poor:
+        chosen = bucket(poor, total)
+
+        def local(some: mx.array, x: mx.array, y: mx.array, s: mx.array) -> mx.array:
+            return judge(chosen[some], x, y, s)
+
+        part = program.take(chosen)
+        found, _ = multipliers.solve(part, cones, x[chosen], y[chosen], local, most, deadline)
+        best = put_tree(best, chosen, found)
+    return best
+
+
 def infeasible(
     program: Program,
     scaling: Scaling,
@@ -117,7 +145,7 @@ def infeasible(
 
     y = cones.project_dual(direction)
     y = _normalized(y, dot(program.b, y)[:, None])
-    best, _ = multipliers.solve(homogeneous, cones, mx.zeros_like(q), y, judge, most, deadline)
+    best = _polished(homogeneous, cones, mx.zeros_like(q), y, judge, most, deadline)
     y = best.y * scaling.e
     value = dot(program.b / scaling.primal, best.y)[:, None]
     y = y / mx.maximum(-value, 1e-300)
@@ -166,7 +194,7 @@ def unbounded(
 
     x = _normalized(direction, dot(program.q, direction)[:, None])
     y = mx.zeros((lanes, extended.rows), dtype=dtype)
-    best, _ = multipliers.solve(ray, extended, x, y, judge, most, deadline)
+    best = _polished(ray, extended, x, y, judge, most, deadline)
     value = dot(program.q, best.x)[:, None] / scaling.dual
     s = cones.project(-program.A.times(best.x)) / scaling.e
     x = best.x * scaling.d

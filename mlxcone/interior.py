@@ -29,7 +29,7 @@ from mlxcone.scaled_system import Reduced, System, Whole
 _NEAR = 0.99  # share of the way to the boundary
 _SHORT = 0.5  # a shorter step is tried again towards the centre
 _STUCK = 1e-6
-_RAY = 1e-8  # drift of a certificate, beside its value, that ends a lane
+_RAY = 1e-10  # drift of a certificate, beside its value, that ends a lane
 _AIM = 1e-3  # violation aimed at: Newton's method begins closer
 _PATIENCE = 2  # steps that hardly help a lane that is good enough
 _SLOW = 8  # steps without halving the complementarity that end a lane

@@ -21,6 +21,7 @@ from mlxcone.splitting_factor import Explicit
 from mlxcone.status import Status
 
 _FIRST_BUDGET = 400  # float32 iterations before refinement takes over whatever is left
+_COSTLY_BUDGET = 150  # the same where projections take longer than a step of interior points
 _FIRST_STEPS = 3  # Newton steps of the first try
 _TIGHTER = 0.05  # each further try begins at a residual smaller by this
 _CERTIFICATE_ITERS = 60
@@ -86,8 +87,14 @@ class Ladder:
             self.setup.matrices, program, settings.normalize
         )
         self.status: list[Status | None] = [None] * program.lanes
+        self.drifting: list[int] = []
         self.certificates: dict[int, tuple[Status, Certificate, int]] = {}
         self.table.header(program.lanes, program.n, program.m, cones.cones)
+
+    @property
+    def central(self) -> bool:
+        """Whether interior points look for rays: others need only look at lanes that drift."""
+        return self.settings.refine and self.settings.interior_iters > 0
 
     def open_lanes(self) -> list[int]:
         """Lanes without a verdict."""
@@ -112,11 +119,11 @@ class Ladder:
     def _split(self, work: Splitting, dtype: mx.Dtype, handover: float) -> Splitting:
         """Splitting on the open lanes that have iterations left, then a look at those that drift.
 
-        In float32 a lane has `_FIRST_BUDGET` in all, in float64 five times what it has spent.
+        In float32 a lane has a first budget in all, in float64 five times what it has spent.
         """
         spent: Any = work.iterations.tolist()
         most = self.settings.max_iters
-        first = min(_FIRST_BUDGET, most)
+        first = min(_FIRST_BUDGET if self.cones.symmetric else _COSTLY_BUDGET, most)
         limit = first if dtype == mx.float32 else most
         which = [k for k in self.open_lanes() if spent[k] < limit]
         if which:
@@ -124,7 +131,9 @@ class Ladder:
             wanted = first - least if dtype == mx.float32 else 4 * max(first, largest)
             work = self.split(work, which, min(wanted, most - largest), dtype, handover)
             drifting: Any = work.drifts.tolist()
-            self.certify([k for k in which if drifting[k]], work.dx, work.dy)
+            self.drifting = [k for k in which if drifting[k]]
+            if self.cones.symmetric or not self.central:
+                self.certify(self.drifting, self.drifting, work.dx, work.dy)
         return work
 
     def split(
@@ -147,16 +156,18 @@ class Ladder:
         part = local.run(part, first, budget, self.table, self.deadline)
         return Splitting(*(lanes.put(a, chosen, v) for a, v in zip(work, part, strict=True)))
 
-    def certify(self, which: list[int], dx: mx.array, dy: mx.array) -> None:
-        """Look for certificates along dx and dy; lanes that have a verified one leave."""
+    def certify(
+        self, infeasible: list[int], unbounded: list[int], dx: mx.array, dy: mx.array
+    ) -> None:
+        """Look for certificates along dy and dx; lanes that have a verified one leave."""
         kinds = (
-            (Status.INFEASIBLE, certificates.infeasible, dy),
-            (Status.UNBOUNDED, certificates.unbounded, dx),
+            (Status.INFEASIBLE, certificates.infeasible, dy, infeasible),
+            (Status.UNBOUNDED, certificates.unbounded, dx, unbounded),
         )
-        for status, find, direction in kinds:
-            which = [lane for lane in which if self.status[lane] is None]
+        for status, find, direction, some in kinds:
+            which = [lane for lane in some if self.status[lane] is None]
             if not which:
-                return
+                continue
             self.table.rung("certificate", len(which))
             chosen = lanes.bucket(which, self.program.lanes)
             found = find(
@@ -182,21 +193,24 @@ class Ladder:
             refinement.newton(which, steps)
         self._settle(refinement)
 
-    def interior(self, refinement: Refinement) -> None:
-        """Interior-point steps on every open lane; what diverges may have a certificate."""
-        which = self.open_lanes()
-        if not which or not self.settings.refine or not self.settings.interior_iters:
+    def interior(self, refinement: Refinement, some: list[int]) -> None:
+        """Interior-point steps on the open ones of some lanes; certificates for what diverges."""
+        which = [lane for lane in some if self.status[lane] is None]
+        if not which or not self.central:
             return
         self.table.rung("interior", len(which))
         chosen, rays = refinement.interior(which, self.settings.interior_iters)
         self._settle(refinement, 2.0 * self.precision)
         # Where interior points end, slower methods are not known to do better.
         self._settle(refinement, self.settings.loose, Status.SOLVED_INACCURATE)
-        drifts: Any = mx.minimum(rays.unbounded, rays.infeasible).tolist()
-        drifting = [lane for lane, drift in zip(which, drifts, strict=False) if drift < _DRIFT]
         dx = lanes.put(mx.zeros_like(self.program.q), chosen, rays.x)
         dy = lanes.put(mx.zeros_like(self.program.b), chosen, rays.y)
-        self.certify([lane for lane in drifting if self.status[lane] is None], dx, dy)
+        drifts: Any = (rays.infeasible.tolist(), rays.unbounded.tolist())
+        near = [
+            [lane for lane, drift in zip(which, kind, strict=False) if drift < _DRIFT]
+            for kind in drifts
+        ]
+        self.certify(near[0], near[1], dx, dy)
 
     def multipliers(self, refinement: Refinement) -> None:
         """Proximal multipliers on every open lane."""
@@ -221,6 +235,8 @@ class Ladder:
         # A first, short try of Newton: most lanes need no more.
         work = self._split(self.start(warm), mx.float32, handover)
         best = self._refinement(work)
+        # Where projections are costly, rays are sooner found on the central path.
+        self.interior(best, self.drifting)
         self.newton(best, min(_FIRST_STEPS, self.settings.newton_iters))
         dtype = mx.float32
         while self.open_lanes() and time.monotonic() < self.deadline:
@@ -230,11 +246,13 @@ class Ladder:
             again = self._refinement(work)
             self.newton(again, self.settings.newton_iters)
             if dtype == mx.float32:
-                self.interior(again)
+                self.interior(again, self.open_lanes())
             else:
                 self.multipliers(again)
             best.adopt(again)
-            self.certify(self.open_lanes(), work.dx, work.dy)
+            if not self.central:
+                left = self.open_lanes()
+                self.certify(left, left, work.dx, work.dy)
             # Stubborn lanes: more splitting, now in float64, and refinement from there.
             if dtype == mx.float64 and bool(mx.all(work.iterations == before).item()):
                 break

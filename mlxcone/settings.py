@@ -61,7 +61,7 @@ class Settings:
     eps_abs: float = 1e-9
     eps_rel: float = 1e-9
     eps_infeas: float = 1e-8
-    max_iters: int = 20000
+    max_iters: int = 2000
     time_limit_secs: float = 0.0
     alpha: float = 1.6
     scale: float = 0.1

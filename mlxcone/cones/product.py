@@ -292,6 +292,11 @@ class Product:
         self.rows = row
 
     @property
+    def symmetric(self) -> bool:
+        """Whether no cone is exponential or a power cone."""
+        return not any(isinstance(g, Exponential | Power | PowerND) for g in self.groups)
+
+    @property
     def zero_rows(self) -> int:
         """Number of equality rows; they come first."""
         return sum(g.rows for g in self.groups if isinstance(g, Zero))
