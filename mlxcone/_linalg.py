@@ -57,6 +57,12 @@ def spd_inverse(matrix: mx.array) -> tuple[mx.array, mx.array]:
 
 
 @on_cpu
+def is_positive_definite(matrix: mx.array) -> mx.array:
+    """Whether symmetric matrices (..., n, n), n >= 1, are finite and have a Cholesky factor."""
+    return _cholesky(matrix)[1]
+
+
+@on_cpu
 def spd_root(matrix: mx.array, shifts: tuple[float, ...]) -> tuple[mx.array, mx.array]:
     """Inverse of a Cholesky factor, R with R'R = (matrix + shift I)^-1, and where there is one.
 

@@ -153,6 +153,8 @@ def _custom(
                 raise
             size = arguments[1].shape[-1]
             return _placeholder(_lanes(arguments), size, product.rows, smooth_rows)
+        if has_P and not settings.fixed_iters:
+            problem.check_symmetric(detached[0])
         start = _start(detached) if warm else None
         program = _program(detached, has_P)
         setup = None if cache is None else cache.get(program, product, settings)
@@ -305,7 +307,7 @@ def solve(
     with ``fixed_iters`` under ``mx.compile``; without it, evaluating what was compiled raises.
 
     Args:
-        P: None, ``(n, n)`` or ``(B, n, n)``; positive semidefinite, its symmetric part is used.
+        P: None, ``(n, n)`` or ``(B, n, n)``; symmetric, positive semidefinite.
         q: ``(n,)`` or ``(B, n)``.
         A: ``(m, n)`` or ``(B, m, n)``.
         b: ``(m,)`` or ``(B, m)``. Each may be an mx.array, NumPy or SciPy sparse; what has no

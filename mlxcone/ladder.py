@@ -13,7 +13,7 @@ from mlxcone.certificates import Certificate
 from mlxcone.cones.product import Product
 from mlxcone.equilibrate import Scaling
 from mlxcone.loop import Loop, Splitting
-from mlxcone.problem import Program, not_finite
+from mlxcone.problem import Program, unusable
 from mlxcone.refine import Refinement
 from mlxcone.report import Table
 from mlxcone.settings import Settings
@@ -331,7 +331,7 @@ def run(
         Outcome: with a status for each lane; never raises for a lane without a solution.
     """
     total = program.lanes
-    usable = lanes.where_true(mx.logical_not(not_finite(program)))
+    usable = lanes.where_true(mx.logical_not(unusable(program, precision)))
     if len(usable) == total:
         return Ladder(program, setup, cones, settings, device, precision).run(warm)
     # The others leave first: what is left computes what it would compute without them.

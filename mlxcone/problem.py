@@ -8,8 +8,11 @@ from typing import Any, NamedTuple
 import mlx.core as mx
 import numpy as np
 
+from mlxcone._linalg import is_positive_definite
 from mlxcone.operators import Rectangular, row_times
 
+_NEGATIVE, _LEAST_NEGATIVE = 8.0, 1e-10  # eigenvalues of P, beside its norm: roundings, at least
+_ASYMMETRY = {mx.float32: 1e-5, mx.float64: 1e-9}  # of P, relative, that may be rounding
 _FLOATS = (mx.float16, mx.bfloat16, mx.float32, mx.float64)
 
 
@@ -97,7 +100,7 @@ def validate(P: Any, q: Any, A: Any, b: Any, rows: int) -> Arguments:
     """Check shapes and agree on one dtype.
 
     Args:
-        P: None, (n, n) or (B, n, n), symmetric.
+        P: None, (n, n) or (B, n, n), symmetric (`check_symmetric` looks at the values).
         q: (n,) or (B, n).
         A: (m, n) or (B, m, n).
         b: (m,) or (B, m).
@@ -159,6 +162,44 @@ def not_finite(program: Program) -> mx.array:
         axes = tuple(range(1 if batched else 0, array.ndim))
         bad = bad | mx.logical_not(mx.all(mx.isfinite(array), axis=axes))
     return bad
+
+
+def unusable(program: Program, precision: float) -> mx.array:
+    """Lanes whose data are not finite or whose P has a negative eigenvalue, (B,).
+
+    Args:
+        program (Program): float64.
+        precision (float): relative rounding of the data; an eigenvalue that could be the rounding
+            of zero does no harm.
+    """
+    bad = not_finite(program)
+    if program.P is None:
+        return bad
+    P = mx.where(mx.isfinite(program.P), program.P, 0.0)
+    size = mx.max(mx.sum(mx.abs(P), axis=-1), axis=-1)[..., None, None]
+    rounding = max(_NEGATIVE * precision, _LEAST_NEGATIVE) * size
+    shift = mx.where(size > 0, rounding, 1.0) * mx.eye(program.n, dtype=P.dtype)
+    return bad | mx.logical_not(is_positive_definite(P + shift))
+
+
+def check_symmetric(P: mx.array) -> None:
+    """Raise for a P that can be seen to differ from its transpose by more than rounding.
+
+    Args:
+        P (mx.array): (n, n) or (B, n, n); entries that are not finite do not count.
+
+    Raises:
+        ValueError: it does; the message says by how much.
+    """
+    finite = mx.isfinite(P)
+    P = mx.where(mx.logical_and(finite, mx.swapaxes(finite, -1, -2)), P, 0.0)
+    largest, difference = mx.max(mx.abs(P)), mx.max(mx.abs(P - mx.swapaxes(P, -1, -2)))
+    if bool((difference > _ASYMMETRY[P.dtype] * largest).item()):
+        raise ValueError(
+            "P: expected a symmetric matrix, with both triangles; it differs from its transpose "
+            f"by up to {difference.item():.3g}. Pass P + P' minus its diagonal for a triangle, "
+            "or (P + P') / 2"
+        )
 
 
 def without(program: Program, bad: mx.array) -> Program:

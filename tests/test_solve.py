@@ -358,13 +358,63 @@ def test_no_P_is_a_zero_P() -> None:
         assert float(without.info.objective) == pytest.approx(float(zero.info.objective), rel=1e-8)
 
 
-def test_only_the_symmetric_part_of_P_counts() -> None:
+@pytest.mark.parametrize("kind", [np.triu, np.tril, lambda P: P + np.eye(N, k=1)])
+def test_a_P_that_is_not_symmetric_is_refused(kind: Any) -> None:
+    """SCS takes a triangle; here it would be another problem, solved without a word."""
     instance = regular(8)
-    skew = np.random.default_rng(8).standard_normal((N, N))
-    P = instance.P + skew - skew.T
-    solution = mlxcone.solve(P, *instance.data[1:])
-    judge(instance, solution)
-    assert difference(numpy_of(solution), numpy_of(mlxcone.solve(*instance.data))) <= 1e-11
+    P = kind(instance.P)
+    with pytest.raises(ValueError, match="P: expected a symmetric matrix"):
+        mlxcone.solve(P, *instance.data[1:])
+    with pytest.raises(ValueError, match="P: expected a symmetric matrix"):
+        mlxcone.solve(np.stack([instance.P, P]), *instance.data[1:])
+    with pytest.raises(ValueError, match="P: expected a symmetric matrix"):
+        mx.vmap(lambda P: mlxcone.solve(P, *instance.data[1:]).x)(mx.array(P)[None])
+    with pytest.raises(ValueError, match="P: expected a symmetric matrix"):
+        mlxcone.Solver(P, instance.A, instance.cones).solve(instance.q, instance.b)
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_rounding_does_not_make_P_asymmetric(dtype: Any) -> None:
+    instance = regular(8)
+    P = instance.P.astype(dtype)
+    noise = np.random.default_rng(8).standard_normal((N, N)) * np.finfo(dtype).eps
+    data = [v.astype(dtype) for v in (P * (1.0 + 4.0 * noise), instance.q, instance.A, instance.b)]
+    found = mlxcone.solve(*data, instance.cones)
+    assert int(found.info.status.item()) == 1
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("shared", [True, False])
+def test_negative_curvature_fails_its_lane(dtype: Any, shared: bool) -> None:
+    instance = regular(8)
+    eigenvalues = np.linalg.eigvalsh(instance.P)
+    bent = instance.P - (eigenvalues[0] + 1e-3 * eigenvalues[-1]) * np.eye(N)
+    P = bent if shared else np.stack([instance.P, bent, instance.P])
+    q = np.stack([instance.q] * 3)
+    data = [v.astype(dtype) for v in (P, q, instance.A, instance.b)]
+    found = mlxcone.solve(*data, instance.cones)
+    statuses: Any = found.info.status.tolist()
+    assert statuses == ([-4] * 3 if shared else [1, -4, 1])
+    assert bool(mx.all(mx.isnan(found.x[1])).item())
+    if not shared:
+        alone = mlxcone.solve(data[0][0], data[1][0], *data[2:], instance.cones)
+        np.testing.assert_allclose(np.array(found.x[2]), np.array(alone.x), rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("n", [1, 10, 300])
+def test_products_of_low_rank_are_convex(dtype: Any, n: int) -> None:
+    """Rounding gives L L' eigenvalues that are a little less than zero."""
+    rng = np.random.default_rng(9)
+    for scale in (1e-6, 1.0, 1e6):
+        half = (scale * rng.standard_normal((n, 2))).astype(dtype)
+        P = half @ half.T
+        q = P @ rng.standard_normal(n).astype(dtype)
+        bounds = np.concatenate([np.eye(n), -np.eye(n)]).astype(dtype)
+        found = mlxcone.solve(P, q, bounds, np.full(2 * n, 10.0, dtype), {"l": 2 * n})
+        status = int(found.info.status.item())
+        # Beside bounds that are far enough, the curvature of the rounding shows.
+        assert status in ((1, 2) if n <= 10 or dtype is np.float64 else (1, 2, -3))
 
 
 def test_a_deterministic_solver(batch: list[Instance], together: Solution) -> None:
