@@ -264,6 +264,7 @@ def main() -> int:
     parser.add_argument("--data", type=Path, default=Path("../shared/data/conic"))
     parser.add_argument("--only", nargs="*", default=[])
     parser.add_argument("--core", action="store_true", help="n <= 600 and m <= 2500 only")
+    parser.add_argument("--rest", action="store_true", help="all others")
     parser.add_argument("--peers", action="store_true", help="SCS and Clarabel in the same run")
     parser.add_argument("--limit", type=float, default=LIMIT + 20.0)
     parser.add_argument("--workers", type=int, default=2)
@@ -278,9 +279,10 @@ def main() -> int:
         print(f"{args.data}: no problems there")
         return 0
     paths = [p for p in paths if not args.only or p.stem in args.only]
-    if args.core:
+    if args.core or args.rest:
         shapes = {p: load(p)["A"].shape for p in paths}
-        paths = [p for p in paths if shapes[p][1] <= 600 and shapes[p][0] <= 2500]
+        small = {p: shapes[p][1] <= 600 and shapes[p][0] <= 2500 for p in paths}
+        paths = [p for p in paths if small[p] == args.core]
     solvers = ["mlxcone", "scs", "clarabel"] if args.peers else [args.solver]
     rows = []
     with ThreadPoolExecutor(args.workers) as pool:

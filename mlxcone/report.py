@@ -14,6 +14,7 @@ class Table:
     def __init__(self, enabled: bool) -> None:
         self.enabled = enabled
         self.began = time.monotonic()
+        self._last = self._next = 0
 
     def _print(self, line: str) -> None:
         if self.enabled:
@@ -27,7 +28,15 @@ class Table:
         )
 
     def row(self, rung: str, iteration: int, active: int, primal: float, dual: float) -> None:
-        """One check; residuals are relative, the worst over the active lanes."""
+        """One check; residuals are relative, the worst over the active lanes.
+
+        Rows become rarer as a rung goes on, for a long one to fit on a screen.
+        """
+        begins = iteration <= self._last
+        self._last = iteration
+        if iteration < self._next and not begins:
+            return
+        self._next = iteration + iteration // 2
         clock = time.monotonic() - self.began
         self._print(
             f"{rung:<12}{iteration:>7}{active:>8}{primal:>11.2e}{dual:>11.2e}{clock:>8.2f}s"
