@@ -23,6 +23,7 @@ from mlxcone.residuals import norm
 
 _DAMP = 1e-13  # beside W^2
 _SHIFTS = (1e-14, 1e-12, 1e-10, 1e-8, 1e-6)  # beside a unit diagonal, until Cholesky goes through
+_PROXIMAL = 1e-12  # beside P: directions that nothing holds would drift by rounding
 _PIVOT = 1e-14  # on the diagonal of the whole matrix, of entries at most 1
 _ROUNDS = 3  # of equilibration of the whole matrix
 _SWEEPS = 8  # of iterative refinement, while each halves the residual
@@ -60,7 +61,8 @@ class System:
         """Solve, by iterative refinement.
 
         Returns:
-            tuple: dx, dy, and what is left of r and t, relative to them, (B, 1).
+            tuple: dx, dy, and what is left of r and t, relative to them, (B, 1). P here is P and
+            the proximal weight, whose share of r vanishes with the step.
         """
         program = self.program
         dx, dy = mx.zeros_like(r), mx.zeros_like(t)
@@ -69,7 +71,7 @@ class System:
             more_x, more_y = self._solve_once(*left)
             x, y = dx + more_x, dy + more_y
             new = (
-                r - program.P_times(x) - program.A.transpose_times(y),
+                r - program.P_times(x) - _PROXIMAL * x - program.A.transpose_times(y),
                 t - program.A.times(x) + self.square(y),
             )
             size = mx.maximum(norm(new[0]), norm(new[1]))[:, None]
@@ -92,6 +94,7 @@ class Reduced(System):
         H = program.A.transposed @ self._weight(A if A.ndim == 3 else A[None])
         if program.P is not None:
             H = H + program.P
+        H = H + _PROXIMAL * mx.eye(program.n, dtype=A.dtype)
         self.root, self.unit, ok = self._cholesky(H)
         if self.equalities:
             E = mx.swapaxes(A[..., : self.equalities, :], -1, -2)
@@ -138,7 +141,8 @@ class Whole(System):
         program, A = self.program, self.program.A.matrix
         n, m, lanes = program.n, program.m, program.lanes
         W2 = self.square(mx.eye(m, dtype=A.dtype)[None])
-        P = mx.zeros((n, n), dtype=A.dtype) if program.P is None else program.P
+        P = _PROXIMAL * mx.eye(n, dtype=A.dtype)
+        P = P if program.P is None else P + program.P
         rows = [[P, program.A.transposed], [A, -W2]]
         blocks = [[mx.broadcast_to(b, (lanes, *b.shape[-2:])) for b in row] for row in rows]
         K = mx.concatenate([mx.concatenate(row, axis=2) for row in blocks], axis=1)
