@@ -23,7 +23,6 @@ from mlxcone.residuals import norm
 
 _DAMP = 1e-13  # beside W^2
 _SHIFTS = (1e-14, 1e-12, 1e-10, 1e-8, 1e-6)  # beside a unit diagonal, until Cholesky goes through
-_PROXIMAL = 1e-12  # beside P: directions that nothing holds would drift by rounding
 _PIVOT = 1e-14  # on the diagonal of the whole matrix, of entries at most 1
 _ROUNDS = 3  # of equilibration of the whole matrix
 _SWEEPS = 8  # of iterative refinement, while each halves the residual
@@ -39,6 +38,7 @@ class System:
     """
 
     ok: mx.array
+    proximal = 0.0  # weight beside P
 
     def __init__(self, program: Program, cones: Product, atoms: list[Any]) -> None:
         self.program, self.cones, self.atoms = program, cones, atoms
@@ -71,7 +71,7 @@ class System:
             more_x, more_y = self._solve_once(*left)
             x, y = dx + more_x, dy + more_y
             new = (
-                r - program.P_times(x) - _PROXIMAL * x - program.A.transpose_times(y),
+                r - program.P_times(x) - self.proximal * x - program.A.transpose_times(y),
                 t - program.A.times(x) + self.square(y),
             )
             size = mx.maximum(norm(new[0]), norm(new[1]))[:, None]
@@ -89,12 +89,14 @@ class System:
 class Reduced(System):
     """By two Cholesky factors, of the sizes n and of the number of equalities."""
 
+    proximal = 1e-12  # directions that nothing holds would drift by rounding
+
     def _factor(self) -> None:
         program, A = self.program, self.program.A.matrix
         H = program.A.transposed @ self._weight(A if A.ndim == 3 else A[None])
         if program.P is not None:
             H = H + program.P
-        H = H + _PROXIMAL * mx.eye(program.n, dtype=A.dtype)
+        H = H + self.proximal * mx.eye(program.n, dtype=A.dtype)
         self.root, self.unit, ok = self._cholesky(H)
         if self.equalities:
             E = mx.swapaxes(A[..., : self.equalities, :], -1, -2)
@@ -141,8 +143,7 @@ class Whole(System):
         program, A = self.program, self.program.A.matrix
         n, m, lanes = program.n, program.m, program.lanes
         W2 = self.square(mx.eye(m, dtype=A.dtype)[None])
-        P = _PROXIMAL * mx.eye(n, dtype=A.dtype)
-        P = P if program.P is None else P + program.P
+        P = mx.zeros((n, n), dtype=A.dtype) if program.P is None else program.P
         rows = [[P, program.A.transposed], [A, -W2]]
         blocks = [[mx.broadcast_to(b, (lanes, *b.shape[-2:])) for b in row] for row in rows]
         K = mx.concatenate([mx.concatenate(row, axis=2) for row in blocks], axis=1)
