@@ -56,7 +56,7 @@ from layer_problems_cones import (  # noqa: E402  # pyright: ignore[reportMissin
 
 Array = np.ndarray
 
-BARS = {"float32": (1e-5, 1e-3), "float64": (1e-8, 1e-5)}
+BARS = {"float32": (1e-6, 1e-4), "float64": (1e-9, 1e-7)}
 """Largest accepted forward and gradient error per dtype."""
 
 

@@ -129,11 +129,11 @@ class CvxpyLayer:
         values = [recover.value(x, y, v, checked.dtype) for v in form.variables]
         info = found.info._replace(objective=self._objective(found, selected))
         if checked.batch is None:
-            return LayerSolution(tuple(v[0] for v in values), info, found)
+            return mlxcone.evaluated(LayerSolution(tuple(v[0] for v in values), info, found))
         batch = checked.batch
         values = [mx.broadcast_to(v, (batch, *v.shape[1:])) for v in values]
         info = mlxcone.Info(*(mx.broadcast_to(v, (batch,)) for v in info))
-        return LayerSolution(tuple(values), info, found)
+        return mlxcone.evaluated(LayerSolution(tuple(values), info, found))
 
     def _objective(self, found: mlxcone.Solution, selected: parameter_vector.Checked) -> mx.array:
         form = self._canonical

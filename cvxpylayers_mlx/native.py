@@ -48,8 +48,8 @@ class Native:
             # One of another batch size says nothing; solutions of lanes that failed are not used.
             lanes = [a.shape[:-r] for a, r in zip(data, (2, 1, 2, 1), strict=True) if a is not None]
             batch = max(lanes, key=len)
-            fits = self._last is not None and self._last[0].shape[:-1] == batch
-            return self._last if fits else None
+            last = self._last  # read once: another thread may be writing it
+            return last if last is not None and last[0].shape[:-1] == batch else None
         if warm is None or warm is False:
             return None
         return getattr(warm, "canonical", warm)

@@ -4,11 +4,11 @@ from typing import TYPE_CHECKING
 
 from mlxcone._version import __version__
 from mlxcone.cones.product import Cones
-from mlxcone.differentiable import Solver, solve
 from mlxcone.problem import as_array
 from mlxcone.settings import Settings
-from mlxcone.solution import Info, Solution
-from mlxcone.status import SolverError, Status
+from mlxcone.solution import Info, Solution, evaluated
+from mlxcone.solver import Solver, solve
+from mlxcone.status import DerivativeWarning, SolverError, Status
 
 if TYPE_CHECKING:
     from mlxcone.cvxpy_interface import MLXCONE
@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 __all__ = [
     "MLXCONE",
     "Cones",
+    "DerivativeWarning",
     "Info",
     "Settings",
     "Solution",
@@ -24,6 +25,7 @@ __all__ = [
     "Status",
     "__version__",
     "as_array",
+    "evaluated",
     "solve",
 ]
 

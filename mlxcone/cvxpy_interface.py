@@ -27,9 +27,9 @@ from cvxpy.reductions.solvers.conic_solvers.conic_solver import ConicSolver
 from cvxpy.reductions.solvers.utilities import extract_dual_value, get_dual_values
 from cvxpy.utilities.psd_utils import TriangleKind
 
-from mlxcone.differentiable import Solver
 from mlxcone.settings import Settings
 from mlxcone.solution import Info, Solution
+from mlxcone.solver import Solver
 from mlxcone.status import Status
 
 _STATUS = {

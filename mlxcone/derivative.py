@@ -1,8 +1,17 @@
 """Tangent and adjoint of the solution map by the implicit function theorem on F(x, z) = 0.
 
-Tangent:  J (dx, dz) = -(dP x + dA'y + dq ; dA x - db),  dy = D dz,  ds = dy - dz.
+Tangent:  J (dx, dz) = -(r ; t),  r = dP x + dA'y + dq,  t = dA x - db,  dy = D dz, ds = dy - dz.
 Adjoint:  J'g = -(x_bar ; D y_bar + (D - I) s_bar),  g = (g_x, g_z), then
           P_bar = sym(g_x x'),  q_bar = g_x,  A_bar = y g_x' + g_z x',  b_bar = -g_z.
+
+Both come from one system, symmetric up to D, so that the tangent is the adjoint's transpose to the
+last sweep. With s^ = (I - D) s_bar,
+
+    J'(dx, dy) = -(r ; D t),                             ds = -(I - D)(A dx + dy + t);
+    J'(g_x, h) = -(x_bar - A's^ ; D (y_bar - s^)),       g_z = h - s^.
+
+Where J is singular, both are least-norm in equilibrated variables (`kkt.Jacobian.solve_range`): a
+direction in which the solution is not unique is no part of them, and gradients stay bounded.
 
 Both are plain graphs of `mlx.core` operations around a constant approximate inverse, so that
 vmap applies to them as to any other graph, and differentiating them once more differentiates
@@ -12,7 +21,8 @@ the sweeps of iterative refinement, whose fixed point does not depend on that in
 
 from __future__ import annotations
 
-from typing import NamedTuple
+import warnings
+from typing import Any, NamedTuple
 
 import mlx.core as mx
 
@@ -22,8 +32,37 @@ from mlxcone.cones.product import Product
 from mlxcone.equilibrate import Scaling
 from mlxcone.operators import Rectangular, outer, row_times
 from mlxcone.problem import Program
+from mlxcone.settings import Settings
+from mlxcone.status import DerivativeWarning
 
-_SWEEPS = 4
+
+class Accuracy(NamedTuple):
+    """Sweeps of iterative refinement, and what they may leave of an adjoint without a warning.
+
+    ``eps`` is relative, 0 for anything.
+    """
+
+    sweeps: int = Settings.derivative_sweeps
+    eps: float = 0.0
+
+    @classmethod
+    def of(cls, settings: Settings) -> Accuracy:
+        return cls(settings.derivative_sweeps, settings.derivative_eps)
+
+    def check(self, remainder: mx.array) -> None:
+        """A `DerivativeWarning` if it exceeds eps in a lane, as far as there are values."""
+        if not self.eps:
+            return
+        try:
+            sizes: Any = remainder.tolist()
+        except (RuntimeError, ValueError):
+            return  # traced by vmap or compile
+        above = {lane: size for lane, size in enumerate(sizes) if size > self.eps}
+        if above:
+            warnings.warn(DerivativeWarning(above, self.eps), stacklevel=3)
+
+
+DEFAULT = Accuracy()
 
 
 class Anchor(NamedTuple):
@@ -48,13 +87,13 @@ class Gradients(NamedTuple):
     b: mx.array
 
 
-def _linearize(program: Program, cones: Product, anchor: Anchor) -> tuple[kkt.Jacobian, list]:
+def _linearize(program: Program, cones: Product, anchor: Anchor, sweeps: int) -> kkt.Jacobian:
     scaling = Scaling(*(mx.stop_gradient(a) for a in anchor.scaling))
     _, y, s = scaling.scale(anchor.x, anchor.y, anchor.s)
     scaled = equilibrate.apply(scaling, program)
     atoms = cones.derivative(y - s)
     inverse = mx.stop_gradient(anchor.inverse)
-    return kkt.Jacobian(scaled, cones, atoms, inverse, sweeps=_SWEEPS), atoms
+    return kkt.Jacobian(scaled, cones, atoms, inverse, sweeps)
 
 
 @on_cpu
@@ -66,6 +105,7 @@ def tangent(
     dq: mx.array,
     dA: mx.array,
     db: mx.array,
+    accuracy: Accuracy = DEFAULT,
 ) -> tuple[mx.array, mx.array, mx.array]:
     """Directional derivative of x, y and s.
 
@@ -74,11 +114,12 @@ def tangent(
         cones (Product): its cones.
         anchor (Anchor): the solution.
         dP, dq, dA, db (mx.array): direction, shapes of the data.
+        accuracy (Accuracy): of the linear solve.
 
     Returns:
         tuple: dx (B, n), dy and ds (B, m), float64.
     """
-    system, atoms = _linearize(program, cones, anchor)
+    system = _linearize(program, cones, anchor, accuracy.sweeps)
     x, y, scaling = anchor.x, anchor.y, anchor.scaling
     moved = Rectangular.of(dA)
     r = dq + moved.transpose_times(y)
@@ -86,9 +127,13 @@ def tangent(
         r = r + 0.5 * (row_times(x, dP) + row_times(x, mx.swapaxes(dP, -1, -2)))
     t = moved.times(x) - db
     # Rows of F scale by gamma D and beta E.
-    dx, dz = system.solve(-r * scaling.d * scaling.dual, -t * scaling.e * scaling.primal)
-    dy = cones.apply_derivative(atoms, dz)
-    return scaling.unscale(dx, dy, dy - dz)
+    r, t = r * scaling.d * scaling.dual, t * scaling.e * scaling.primal
+    rows = cones.apply_derivative(system.atoms, t)
+    # What is left is not looked at: in the rule of mx.jvp that would cut the graph of mx.grad.
+    (dx, dy), _ = system.solve_range(-r, -rows)
+    dz = system.program.A.times(dx) + dy + t
+    ds = cones.apply_derivative(system.atoms, dz) - dz
+    return scaling.unscale(dx, dy, ds)
 
 
 @on_cpu
@@ -99,6 +144,7 @@ def adjoint(
     x_bar: mx.array,
     y_bar: mx.array,
     s_bar: mx.array,
+    accuracy: Accuracy = DEFAULT,
 ) -> Gradients:
     """Cotangents of P, q, A and b from those of x, y and s.
 
@@ -108,22 +154,25 @@ def adjoint(
         anchor (Anchor): the solution.
         x_bar (mx.array): (B, n) float64.
         y_bar, s_bar (mx.array): (B, m) float64.
+        accuracy (Accuracy): of the linear solve.
 
     Returns:
         Gradients: q (B, n) and b (B, m) per lane; P and A summed over the lanes if shared. P's
         is symmetric.
     """
-    system, atoms = _linearize(program, cones, anchor)
+    system = _linearize(program, cones, anchor, accuracy.sweeps)
     scaling = anchor.scaling
     # x = D x^ / beta and so on: cotangents scale as the variables do.
     x_bar, y_bar, s_bar = scaling.unscale(x_bar, y_bar, s_bar)
-    rows = cones.apply_derivative(atoms, y_bar + s_bar) - s_bar
-    gx, gz = system.solve_transpose(-x_bar, -rows)
-    gx, gz = gx * scaling.d * scaling.dual, gz * scaling.e * scaling.primal
+    s_bar = s_bar - cones.apply_derivative(system.atoms, s_bar)
+    rows = cones.apply_derivative(system.atoms, y_bar - s_bar)
+    (gx, gz), remainder = system.solve_range(system.program.A.transpose_times(s_bar) - x_bar, -rows)
+    gx, gz = gx * scaling.d * scaling.dual, (gz - s_bar) * scaling.e * scaling.primal
     shared_A = program.A.matrix.ndim == 2
     A_bar = outer(anchor.y, gx, shared_A) + outer(gz, anchor.x, shared_A)
     P_bar = None
     if program.P is not None:
         half = outer(gx, anchor.x, program.P.ndim == 2)
         P_bar = 0.5 * (half + mx.swapaxes(half, -1, -2))
+    accuracy.check(remainder)
     return Gradients(P_bar, gx, A_bar, -gz)

@@ -8,6 +8,24 @@ E^-1 = (I + W) / (1 + eps)) and H = P + sigma I + A'W A (symmetric positive defi
     M'(gx, gz) = (r, t):    H gx = r + A'E^-1 t,         gz = W A gx - E^-1 t.
 
 Sweeps of iterative refinement on J itself remove the bias of sigma and eps.
+
+Where J is singular, one solve with M divides what lies in its kernel by sigma or eps, and every
+sweep adds that again. `Jacobian.solve_range` leaves it out. There the right-hand side is (r, D v),
+so that with C = D^-1 - I (infinite where D is 0) the system is symmetric and quasi-definite,
+
+    K = [ P, A' ; A, -C ],    M = K + S,    S = diag(sigma I, -eps D^-1),
+
+and its kernel is a sum of two: directions of x alone (P x = 0, D A x = 0: the solution is not
+unique) and multipliers alone (D z = z, A'z = 0: active constraints depend on each other). On it
+X = K M^-1 is 0, elsewhere nearly 1, and Y = I - X is a contraction if sigma = eps, as K S^-1 is
+monotone. After k sweeps what is left of a right-hand side is Y^k of it, which tends to its part in
+the kernel, and M^-1 of that is what each sweep has added in vain. Without it, the sum is
+
+    K^-1 (I - Y^k) - k M^-1 Y^k = M^-1 (I + 2 Y + 3 Y^2 + ... + k Y^(k-1)) X,
+
+which is zero on the kernel and tends to the pseudoinverse of K, with the error (I + k X) Y^k. No
+term is large where the sum is small, and nothing is decided on the way: it is one graph for regular
+and singular lanes.
 """
 
 from __future__ import annotations
@@ -24,8 +42,9 @@ from mlxcone.operators import row_times
 from mlxcone.problem import Program
 from mlxcone.residual_map import Pair
 
-EPSILON = 1e-7  # on the cone block
-SIGMA = 1e-8  # on the x block
+EPSILON = 1e-6  # on the cone block; equal to SIGMA, the product far above rounding
+SIGMA = 1e-6  # on the x block
+_ROUNDING = 1e-2  # of a solve where J is singular, relative; a hundred times its size
 
 
 def normal_matrix(program: Program, weighted: mx.array, sigma: float | mx.array) -> mx.array:
@@ -104,6 +123,24 @@ class Jacobian:
         """(gx, gz) with J'(gx, gz) = (r, t)."""
         return self._refine(self._reduced_transpose, residual_map.transpose_times, (r, t))
 
+    def solve_range(self, r: mx.array, t: mx.array) -> tuple[Pair, mx.array]:
+        """J'(gx, gz) = (r, t) for t in the range of D; least-norm where J is singular.
+
+        Returns:
+            tuple: the pair (gx, gz), and per lane, (B,), an estimate of what the sweeps left of
+            the part of (r, t) that can be matched, relative to (r, t).
+        """
+        left, w = (r, t), (mx.zeros_like(r), mx.zeros_like(t))
+        images = [left]
+        for _ in range(self.sweeps):
+            step = self._reduced_transpose(*left)
+            image = residual_map.transpose_times(self.program, self.cones, self.atoms, step)
+            w, left = _add(w, 1.0, step), _add(left, -1.0, image)
+            images.append(image)
+        # Every sweep has added M^-1 of the same: what cannot be matched.
+        w = _add(w, -float(self.sweeps), self._reduced_transpose(*left))
+        return w, mx.stop_gradient(_remainder(images, left))
+
     def _refine(self, solve: Callable[..., Pair], product: Callable[..., Pair], rhs: Pair) -> Pair:
         w = solve(*rhs)
         for _ in range(self.sweeps):
@@ -111,3 +148,21 @@ class Jacobian:
             step = solve(rhs[0] - image[0], rhs[1] - image[1])
             w = (w[0] + step[0], w[1] + step[1])
         return w
+
+
+def _add(left: Pair, factor: float, right: Pair) -> Pair:
+    return left[0] + factor * right[0], left[1] + factor * right[1]
+
+
+def _size(pair: Pair) -> mx.array:
+    """Euclidean norm of a pair, (B,)."""
+    return mx.sqrt(mx.sum(mx.square(pair[0]), axis=1) + mx.sum(mx.square(pair[1]), axis=1))
+
+
+def _remainder(images: list[Pair], left: Pair) -> mx.array:
+    """What one more sweep would match, going by the last two, relative to the first of all."""
+    whole, before, last = (_size(images[k]) for k in (0, -2, -1))
+    tiny = mx.array(1e-300, dtype=last.dtype)
+    expected = len(images) * last * mx.minimum(last / mx.maximum(before, tiny), 1.0)
+    # Beside what cannot be matched, this is rounding.
+    return mx.maximum(expected - _ROUNDING * _size(left), 0.0) / mx.maximum(whole, tiny)

@@ -46,6 +46,11 @@ class Settings:
             it gives no certificates, and a lane that is not there in time is INDETERMINATE.
 
     Derivative:
+        derivative_sweeps (int): sweeps of iterative refinement of a tangent or adjoint, at least
+            2. Each divides the error by 1e6 times the least curvature of the equilibrated problem.
+        derivative_eps (float): relative residual above which an adjoint issues a
+            `DerivativeWarning`, except under ``vmap`` and ``compile``; 0 means never. What cannot
+            be matched because the solution is not unique does not count.
         smoothing (float): 0, or the weight mu, in units of the objective, of a logarithmic barrier:
             the answer stays exact, its derivative becomes that of the minimizer with the barrier
             added to the objective. A training signal where the exact derivative is zero, as at
@@ -77,6 +82,8 @@ class Settings:
     interior_iters: int = 80
     multiplier_iters: int = 150
     fixed_iters: int = 0
+    derivative_sweeps: int = 5
+    derivative_eps: float = 1e-7
     smoothing: float = 0.0
     on_failure: str = "return"
     verbose: bool = False
@@ -94,9 +101,14 @@ class Settings:
             "interior_iters",
             "multiplier_iters",
         )
-        for name in (*counts, "eps_abs", "eps_rel", "time_limit_secs", "handover", "smoothing"):
+        tolerances = ("eps_abs", "eps_rel", "derivative_eps", "handover")
+        for name in (*counts, *tolerances, "time_limit_secs", "smoothing"):
             if not getattr(self, name) >= 0:
                 raise ValueError(f"settings: {name} must not be negative")
+        if not self.derivative_sweeps >= 2:
+            raise ValueError(
+                f"settings: derivative_sweeps must be at least 2, got {self.derivative_sweeps}"
+            )
         if self.fixed_iters and self.on_failure == "raise":
             raise ValueError(
                 "settings: on_failure='raise' has to look at the answer, which fixed_iters rules "

@@ -26,7 +26,7 @@ from mlxcone import centring, derivative, equilibrate, interior, kkt
 from mlxcone._linalg import on_cpu
 from mlxcone.centring import Central
 from mlxcone.cones.product import Product
-from mlxcone.derivative import Anchor, Gradients
+from mlxcone.derivative import DEFAULT, Accuracy, Anchor, Gradients
 from mlxcone.equilibrate import Scaling
 from mlxcone.operators import Rectangular, outer, row_times
 from mlxcone.problem import Program
@@ -128,6 +128,7 @@ def tangent(
     dq: mx.array,
     dA: mx.array,
     db: mx.array,
+    accuracy: Accuracy = DEFAULT,
 ) -> tuple[mx.array, mx.array, mx.array]:
     """Directional derivative of x_mu, y and s there; of the solution in lanes not centred.
 
@@ -138,6 +139,7 @@ def tangent(
         central (Central): of `centre`.
         mu (float): what ``central`` was made with.
         dP, dq, dA, db (mx.array): direction, shapes of the data.
+        accuracy (Accuracy): of the derivatives of lanes that are not centred.
 
     Returns:
         tuple: dx (B, n), dy and ds (B, m), float64.
@@ -146,7 +148,7 @@ def tangent(
         NotImplementedError: when this is differentiated.
     """
     smooth = _Smooth(cones, anchor.scaling, central, mu).tangent(program, dP, dq, dA, db)
-    plain = derivative.tangent(program, cones, anchor, dP, dq, dA, db)
+    plain = derivative.tangent(program, cones, anchor, dP, dq, dA, db, accuracy)
     centred = central.centred[:, None]
     dx, dy, ds = (mx.where(centred, a, b) for a, b in zip(smooth, plain, strict=True))
     return dx, dy, ds
@@ -162,6 +164,7 @@ def adjoint(
     x_bar: mx.array,
     y_bar: mx.array,
     s_bar: mx.array,
+    accuracy: Accuracy = DEFAULT,
 ) -> Gradients:
     """Cotangents of P, q, A and b from those of x, y and s, as if these were at x_mu.
 
@@ -173,6 +176,7 @@ def adjoint(
         mu (float): what ``central`` was made with.
         x_bar (mx.array): (B, n) float64.
         y_bar, s_bar (mx.array): (B, m) float64.
+        accuracy (Accuracy): of the derivatives of lanes that are not centred.
 
     Returns:
         Gradients: q (B, n) and b (B, m) per lane; P and A summed over the lanes if shared. P's
@@ -186,6 +190,7 @@ def adjoint(
     smooth = _Smooth(cones, anchor.scaling, central, mu).adjoint(
         program, *(mx.where(centred, v, 0.0) for v in bars)
     )
-    plain = derivative.adjoint(program, cones, anchor, *(mx.where(centred, 0.0, v) for v in bars))
+    bars = (mx.where(centred, 0.0, v) for v in bars)
+    plain = derivative.adjoint(program, cones, anchor, *bars, accuracy=accuracy)
     P_bar = None if smooth.P is None or plain.P is None else smooth.P + plain.P
     return Gradients(P_bar, smooth.q + plain.q, smooth.A + plain.A, smooth.b + plain.b)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+import contextlib
+from typing import Any, NamedTuple
 
 import mlx.core as mx
 
@@ -34,3 +35,14 @@ class Solution(NamedTuple):
     y: mx.array
     s: mx.array
     info: Info
+
+
+def evaluated(tree: Any) -> Any:
+    """Evaluate a tree of arrays where they have values, and return it.
+
+    MLX can evaluate what is lazy only in the thread that made it; afterwards any may read it.
+    Under vmap there are no values yet, and what cannot be computed raises where it is used.
+    """
+    with contextlib.suppress(RuntimeError, ValueError):
+        mx.eval(tree)
+    return tree

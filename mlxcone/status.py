@@ -1,4 +1,4 @@
-"""Status codes per lane (SCS's numbers) and the error that names failed lanes."""
+"""Status codes per lane (SCS's numbers), and the error and the warning that name lanes."""
 
 from __future__ import annotations
 
@@ -57,4 +57,17 @@ class SolverError(RuntimeError):
         super().__init__(
             f"no solution for {len(statuses)} problem(s) of the batch: {'; '.join(shown)}{more}. "
             "Pass on_failure='nan' (solver_args of a layer) to keep the other lanes."
+        )
+
+
+class DerivativeWarning(RuntimeWarning):
+    """The linear system of a derivative was not solved to ``derivative_eps`` in some lanes."""
+
+    def __init__(self, residuals: dict[int, float], eps: float) -> None:
+        self.residuals = residuals
+        shown = [f"lane {lane}: {size:.1e}" for lane, size in list(residuals.items())[:5]]
+        more = f", and {len(residuals) - 5} more" if len(residuals) > 5 else ""
+        super().__init__(
+            f"derivative_eps={eps:g} not met, relative residual of {'; '.join(shown)}{more}. Raise "
+            "derivative_sweeps; if that does not help, the problem is nearly degenerate there."
         )

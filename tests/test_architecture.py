@@ -62,7 +62,8 @@ LEVELS: dict[str, tuple[int, int]] = {
     "mlxcone.ladder": (4, 1),
     "mlxcone.unrolled": (4, 2),
     "mlxcone.differentiable": (5, 0),
-    "mlxcone.cvxpy_interface": (6, 0),
+    "mlxcone.solver": (6, 0),
+    "mlxcone.cvxpy_interface": (7, 0),
 }
 
 # Only these know CVXPY; elsewhere it may be named for types.

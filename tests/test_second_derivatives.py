@@ -36,8 +36,9 @@ def loss_of(name: str) -> tuple[Callable[..., mx.array], Values]:
     return loss, [wide(v) for v in sample_batch(TABLE[name], 2, 0, "float64")]
 
 
+@pytest.mark.parametrize("order", ["grad of grad", "grad of jvp"])
 @pytest.mark.parametrize("name", SMOOTH)
-def test_hessian_times_vector(name: str) -> None:
+def test_hessian_times_vector(name: str, order: str) -> None:
     with mx.stream(mx.cpu):  # type: ignore[arg-type]
         loss, values = loss_of(name)
         which = list(range(len(values)))
@@ -46,6 +47,8 @@ def test_hessian_times_vector(name: str) -> None:
         gradient = mx.grad(loss, argnums=which)
 
         def slope(*at: mx.array) -> mx.array:
+            if order == "grad of jvp":
+                return mx.jvp(loss, list(at), along)[1][0]
             pairs = zip(gradient(*at), along, strict=True)
             return sum((mx.sum(g * d) for g, d in pairs), mx.array(0.0, dtype=mx.float64))
 
