@@ -42,7 +42,8 @@ class Canonical:
     """Everything a layer needs of its problem; holds no CVXPY object.
 
     The user's objective is ``sign`` times that of the program plus ``constant``, or if
-    ``logarithm`` e to the power of that.
+    ``logarithm`` e to the power of that. ``signs`` are those the parameters were declared with:
+    what CVXPY found convex may not be so with another.
     """
 
     cones: mlxcone.Cones
@@ -54,6 +55,7 @@ class Canonical:
     sign: float
     logarithm: bool
     picks: tuple[Pick, ...]
+    signs: tuple[int, ...]
     variables: tuple[Recovery, ...]
 
 
@@ -67,6 +69,13 @@ def _validate(problem: Any, parameters: Any, variables: Any, gp: bool) -> None:
     for name, given in (("parameters", parameters), ("variables", variables)):
         if not isinstance(given, (list, tuple)):
             raise ValueError(f"The layer's {name} must be provided as a list or tuple")
+        kind = cp.Parameter if name == "parameters" else cp.Variable
+        for each in given:
+            if not isinstance(each, kind):
+                raise ValueError(
+                    f"{name}: expected a list of cvxpy.{kind.__name__}, got a "
+                    f"{type(each).__name__} in it"
+                )
     wanted = {p.id for p in problem.parameters()}
     if wanted != {p.id for p in parameters} or len(parameters) != len(wanted):
         raise ValueError("The layer's parameters must exactly match problem.parameters")
@@ -206,5 +215,6 @@ def canonicalize(
         sign=-1.0 if isinstance(problem.objective, cp.Maximize) else 1.0,
         logarithm=gp,
         picks=picks,
+        signs=tuple(int(p.is_nonneg()) - int(p.is_nonpos()) for p in parameters),
         variables=tuple(found[v.id] for v in variables),
     )

@@ -96,6 +96,9 @@ def _solve(
     """Status, x, y and s of one problem; NaN if it has no solution."""
     P, q, A, b = data
     assert q is not None and A is not None and b is not None
+    none = np.full(q.size, np.nan), np.full(b.size, np.nan), np.full(b.size, np.nan)
+    if not all(np.isfinite(part).all() for part in data if part is not None):
+        return (mlxcone.Status.FAILED, *none)  # CVXPY would refuse the whole batch
     x = cp.Variable(q.size)
     s = b - A @ x
     objective = q @ x
@@ -110,7 +113,7 @@ def _solve(
     except cp.SolverError:
         pass  # it gave up: FAILED
     if status <= 0 or x.value is None:
-        return status, np.full(q.size, np.nan), np.full(b.size, np.nan), np.full(b.size, np.nan)
+        return (status, *none)
     duals = [np.zeros(0), *(dual(constraint) for constraint, dual in parts)]
     return status, x.value, np.concatenate(duals), b - A @ x.value
 

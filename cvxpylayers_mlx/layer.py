@@ -31,6 +31,13 @@ class LayerSolution(NamedTuple):
     canonical: mlxcone.Solution
 
 
+def _options(solver_args: Any) -> Mapping[str, Any]:
+    if solver_args is not None and not isinstance(solver_args, Mapping):
+        kind = type(solver_args).__name__
+        raise TypeError(f"solver_args: expected a dict of settings, got a value of type {kind}")
+    return solver_args or {}
+
+
 class CvxpyLayer:
     r"""Solution map of a parametrized CVXPY problem, differentiable in its parameters.
 
@@ -62,6 +69,7 @@ class CvxpyLayer:
     Raises:
         AssertionError, ValueError: the problem is not DPP (one error that is both).
         ValueError: parameters, variables, solver or solver_args do not match.
+        TypeError: solver_args is not a dict.
         NotImplementedError: the problem is not convex and continuous.
     """
 
@@ -76,7 +84,7 @@ class CvxpyLayer:
         canon_backend: str | None = None,
         solver_args: dict[str, Any] | None = None,
     ) -> None:
-        options = {"verbose": verbose, **(solver_args or {})}
+        options = {"verbose": bool(verbose), **_options(solver_args)}
         name = "MLXCONE" if solver is None else str(solver).upper()
         self._solver = Native(options) if name == "MLXCONE" else Foreign(name, options)
         self._canonical = canonicalize(
@@ -92,7 +100,9 @@ class CvxpyLayer:
 
         Args:
             *params (mx.array): a value for each parameter, of its shape, or of that shape with a
-                leading batch axis; those without one are shared by the batch.
+                leading batch axis; those without one are shared by the batch. A problem fails if
+                one of its parameters has not the sign it was declared with. Of a symmetric, PSD
+                or diagonal parameter the symmetric part or the diagonal is used.
             solver_args (dict): settings that replace the layer's for this call.
 
         Returns:
@@ -100,7 +110,8 @@ class CvxpyLayer:
             in the dtype of the parameters.
 
         Raises:
-            ValueError: number, shapes or batch sizes of the parameters do not fit.
+            ValueError: number, shapes or batch sizes of the parameters, or a setting, do not fit.
+            TypeError: a parameter is not a numeric array, or solver_args not a dict.
             mlxcone.SolverError: a problem of the batch has no solution (see "on_failure").
         """
         return self.solve(*params, solver_args=solver_args).variables
@@ -122,8 +133,12 @@ class CvxpyLayer:
         checked = parameter_vector.check(params, self._shapes, self._complex)
         form = self._canonical
         selected = parameter_vector.select(checked, form.picks)
-        data = tuple(self._data(part, selected) for part in (form.P, form.q, form.A, form.b))
-        found = self._solver(data, form.cones, solver_args or {})
+        P, q, A, b = (self._data(part, selected) for part in (form.P, form.q, form.A, form.b))
+        wrong = parameter_vector.wrong_sign(checked, form.signs)
+        if wrong is not None and q is not None:
+            # CVXPY took its sign for granted, so there is no problem to solve: the lane fails.
+            q = q + mx.where(wrong, mx.nan, 0.0)[..., None].astype(q.dtype)
+        found = self._solver((P, q, A, b), form.cones, _options(solver_args))
         # Nothing batched reached the data of a batched call: every lane has the same answer.
         x, y = (v if v.ndim == 2 else v[None] for v in (found.x, found.y))
         values = [recover.value(x, y, v, checked.dtype) for v in form.variables]

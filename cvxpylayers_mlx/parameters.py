@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -9,6 +10,8 @@ import mlx.core as mx
 import numpy as np
 
 from mlxcone import as_array
+
+_ROUNDING = 1e-6  # below zero, relative to the largest entry
 
 
 class Checked(NamedTuple):
@@ -94,6 +97,25 @@ def check(
     return Checked(arrays, answer, batch, [size >= 0 for size in sizes])
 
 
+def wrong_sign(checked: Checked, signs: Sequence[int]) -> mx.array | None:
+    """Lanes, () or (B,), in which a parameter has not its declared sign; None if none has one.
+
+    Args:
+        checked (Checked): the parameters.
+        signs (tuple): for each 1 (nonnegative), -1 (nonpositive) or 0 (either).
+    """
+    wrong = None
+    for value, sign, batched in zip(checked.values, signs, checked.batched, strict=True):
+        if not sign or not value.size:
+            continue
+        flat = sign * value.reshape(value.shape[0] if batched else 1, -1)
+        # Not below zero beyond rounding; NaN is found elsewhere.
+        here = mx.min(flat, axis=1) < -_ROUNDING * mx.max(mx.abs(flat), axis=1)
+        here = here if batched else here[0]
+        wrong = here if wrong is None else mx.logical_or(wrong, here)
+    return wrong
+
+
 def _is_complex(array: mx.array) -> bool:
     return array.dtype == mx.complex64
 
@@ -101,8 +123,9 @@ def _is_complex(array: mx.array) -> bool:
 def _array(name: str, value: Any, may_be_complex: bool) -> mx.array:
     if may_be_complex and not isinstance(value, mx.array):
         value = value.toarray() if hasattr(value, "toarray") else value
-        if np.iscomplexobj(value):
-            value = mx.array(np.asarray(value, dtype=np.complex64))
+        with contextlib.suppress(TypeError, ValueError):  # `as_array` says what is wrong
+            host = np.asarray(value)
+            value = mx.array(host.astype(np.complex64)) if host.dtype.kind == "c" else value
     if may_be_complex and isinstance(value, mx.array) and _is_complex(value):
         return value
     return as_array(name, value)

@@ -63,8 +63,9 @@ class _Ray(NamedTuple):
         """At most 1 for a certificate found with aim ``_AIM * eps``.
 
         Where ``value`` is scaled to -1 the drift, in original units, is at most eps, and
-        equilibrated it is at most eps of the certificate's own size: the first alone would let
-        large q or b pass for unboundedness or infeasibility. A value that could be a rounding of
+        equilibrated it is at most eps of the certificate's own size and that of the matrices: the
+        first alone would let large q or b, or a small A or P, pass for unboundedness or
+        infeasibility. A value that could be a rounding of
         zero, or a ray so long that its own rounding is a drift, proves nothing.
         """
         scale = mx.maximum(-self.value, 1e-300)
@@ -72,6 +73,14 @@ class _Ray(NamedTuple):
         relative = self.bare_drift / mx.maximum(self.bare_size, 1e-300)
         negative = self.value < -_SIGN * self.terms
         return mx.where(negative, mx.maximum(absolute, relative) / (_AIM * eps), mx.inf)
+
+
+def _size(matrix: mx.array) -> mx.array:
+    """Largest entry, () or (B,), at most 1: equilibration stops short of very small matrices."""
+    if matrix.size == 0:
+        return mx.array(1.0, dtype=matrix.dtype)
+    largest = mx.max(mx.abs(matrix), axis=(-2, -1))
+    return mx.where(largest > 0, mx.minimum(largest, 1.0), 1.0)
 
 
 def _per_lane(matrix: mx.array, lanes: int) -> mx.array:
@@ -141,7 +150,8 @@ def infeasible(
         # y is a projection of something larger, perhaps of that one's rounding.
         off = norm((y - cones.project_dual(y)) * factors.e)
         drift, size = mx.maximum(norm(Aty / factors.d), off), norm(y * factors.e)
-        return _Ray(value, magnitude, drift, size, norm(Aty), norm(y)).violation(eps)
+        bare = norm(Aty) / _size(local.A.matrix)
+        return _Ray(value, magnitude, drift, size, bare, norm(y)).violation(eps)
 
     y = cones.project_dual(direction)
     y = _normalized(y, dot(program.b, y)[:, None])
@@ -188,7 +198,9 @@ def unbounded(
         row, Px = Ax + cones.project(-Ax), local.P_times(x)
         bend = norm(Px * factors.primal / factors.dual / factors.d)
         drift = mx.maximum(norm(row / factors.e), bend)
-        bare = mx.maximum(norm(row), norm(Px))
+        bare = norm(row) / _size(local.A.matrix)
+        if local.P is not None:
+            bare = mx.maximum(bare, norm(Px) / _size(local.P))
         size = norm(Ax / factors.e)
         return _Ray(value, magnitude, drift, size, bare, norm(x)).violation(eps)
 

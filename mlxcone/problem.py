@@ -64,6 +64,10 @@ def take_lanes(array: mx.array, lanes: mx.array, batched_ndim: int) -> mx.array:
     return array[lanes]
 
 
+def _told(value: Any) -> str:
+    return "None" if value is None else type(value).__name__
+
+
 def as_array(name: str, value: Any) -> mx.array:
     """An mx.array of a float dtype; NumPy float64 and SciPy sparse matrices keep float64.
 
@@ -73,11 +77,21 @@ def as_array(name: str, value: Any) -> mx.array:
     if hasattr(value, "toarray"):
         value = value.toarray()
     if not isinstance(value, mx.array):
-        host = np.asarray(value, order="C")  # MLX takes no negative strides
+        try:
+            host = np.asarray(value, order="C")  # MLX takes no negative strides
+        except (TypeError, ValueError) as error:
+            raise TypeError(
+                f"{name}: expected a real array, got {_told(value)}: {error}"
+            ) from error
         if host.dtype.kind not in "fiub":
-            raise TypeError(f"{name}: expected a real array, got dtype {host.dtype}")
+            raise TypeError(
+                f"{name}: expected a real array, got {_told(value)}, dtype {host.dtype}"
+            )
         # Only NumPy says float64 by intent; lists of Python floats do as well as anything in MLX.
-        wide = host.dtype == np.float64 and isinstance(value, (np.ndarray, np.generic))
+        wide = host.dtype.kind == "f" and host.dtype.itemsize >= 8
+        wide = wide and isinstance(value, (np.ndarray, np.generic))
+        with np.errstate(over="ignore"):  # infinity fails its lane
+            host = host.astype(np.float64 if wide else np.float32)  # in the byte order of MLX
         value = mx.array(host, dtype=mx.float64 if wide else mx.float32)
     if value.dtype in _FLOATS:
         return value

@@ -2,11 +2,59 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import math
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields, replace
+from numbers import Real
+from operator import index
 from typing import Any
 
+import numpy as np
+
 _ALIASES = {"eps": ("eps_abs", "eps_rel")}
+_POSITIVE = ("eps_infeas", "scale", "rho_x")
+_LEAST = {"check_interval": 1, "acceleration_interval": 1, "derivative_sweeps": 2}  # others: 0
+
+
+def _count(name: str, value: Any) -> int:
+    try:
+        # A whole float does no harm: max_iters=1e4.
+        whole: Any = int(value) if isinstance(value, float) and value.is_integer() else value
+        number = index(whole)
+    except TypeError:
+        number = -1
+    least = _LEAST.get(name, 0)
+    if isinstance(value, bool) or number < least:
+        raise ValueError(f"settings: {name} must be an integer of at least {least}, got {value!r}")
+    return number
+
+
+def _amount(name: str, value: Any) -> float:
+    real: Any = value if isinstance(value, Real) and not isinstance(value, bool) else math.nan
+    limit = math.inf
+    try:
+        number = float(real)
+    except OverflowError:
+        number = limit
+    if name in _POSITIVE and not 0 < number < limit:
+        raise ValueError(f"settings: {name} must be a positive number, got {value!r}")
+    if not 0 <= number < limit and not (name == "time_limit_secs" and number == limit):
+        raise ValueError(f"settings: {name} must be a number of at least 0, got {value!r}")
+    return number
+
+
+def _switch(name: str, value: Any) -> bool:
+    if isinstance(value, np.bool_) or (isinstance(value, int) and value in (0, 1)):
+        return bool(value)
+    raise ValueError(f"settings: {name} must be True or False, got {value!r}")
+
+
+_READ: dict[str, Callable[[str, Any], Any]] = {
+    "int": _count,
+    "float": _amount,
+    "bool": _switch,
+    "str": lambda name, value: value,
+}
 
 
 @dataclass(frozen=True)
@@ -61,6 +109,9 @@ class Settings:
         on_failure (str): "return" reports failed lanes in ``info.status`` only; "raise" raises
             `SolverError` naming them; "nan" fills their x, y and s with NaN.
         verbose (bool): print the iteration table.
+
+    Raises:
+        ValueError: a value is not of its type or out of range; the message names the setting.
     """
 
     eps_abs: float = 1e-9
@@ -89,25 +140,16 @@ class Settings:
     verbose: bool = False
 
     def __post_init__(self) -> None:
-        positive = ("eps_infeas", "scale", "rho_x", "check_interval", "acceleration_interval")
-        for name in positive:
-            if not getattr(self, name) > 0:
-                raise ValueError(f"settings: {name} must be positive, got {getattr(self, name)}")
-        counts = (
-            "max_iters",
-            "fixed_iters",
-            "acceleration_lookback",
-            "newton_iters",
-            "interior_iters",
-            "multiplier_iters",
-        )
-        tolerances = ("eps_abs", "eps_rel", "derivative_eps", "handover")
-        for name in (*counts, *tolerances, "time_limit_secs", "smoothing"):
-            if not getattr(self, name) >= 0:
-                raise ValueError(f"settings: {name} must not be negative")
-        if not self.derivative_sweeps >= 2:
+        for field in fields(self):
+            # As plain Python numbers: settings are keys of caches.
+            value = _READ[str(field.type)](field.name, getattr(self, field.name))
+            object.__setattr__(self, field.name, value)
+        if not 0 < self.alpha < 2:
+            raise ValueError(f"settings: alpha must lie in (0, 2), got {self.alpha}")
+        known = ("return", "raise", "nan")
+        if not isinstance(self.on_failure, str) or self.on_failure not in known:
             raise ValueError(
-                f"settings: derivative_sweeps must be at least 2, got {self.derivative_sweeps}"
+                f"settings: on_failure must be 'return', 'raise' or 'nan', got {self.on_failure!r}"
             )
         if self.fixed_iters and self.on_failure == "raise":
             raise ValueError(
@@ -118,23 +160,32 @@ class Settings:
             raise ValueError(
                 "settings: smoothing follows a path until it is there, which fixed_iters rules out"
             )
-        if not 0 < self.alpha < 2:
-            raise ValueError(f"settings: alpha must lie in (0, 2), got {self.alpha}")
-        if self.on_failure not in ("return", "raise", "nan"):
-            raise ValueError(
-                f"settings: on_failure must be 'return', 'raise' or 'nan', got {self.on_failure!r}"
-            )
 
     @property
     def loose(self) -> float:
         """Tolerance at which a lane still counts as solved, inaccurately."""
         return max(1e-6, 10.0 * self.eps_abs, 10.0 * self.eps_rel)
 
+    @classmethod
+    def of(cls, settings: Settings | None, overrides: Mapping[str, Any]) -> Settings:
+        """These settings, or the usual ones for None, with some replaced (`override`).
+
+        Raises:
+            TypeError: they are no `Settings`.
+        """
+        if settings is not None and not isinstance(settings, Settings):
+            raise TypeError(
+                f"settings: expected mlxcone.Settings, got {type(settings).__name__}; single ones "
+                "are passed by name"
+            )
+        return (settings or cls()).override(overrides)
+
     def override(self, overrides: Mapping[str, Any]) -> Settings:
         """These settings with some replaced; "eps" sets both eps_abs and eps_rel.
 
         Raises:
-            ValueError: a name is not a setting; the message lists the valid ones.
+            ValueError: a name is not a setting (the message lists the valid ones), or its value
+                does not fit.
         """
         names = {f.name for f in fields(self)}
         changes: dict[str, Any] = {}

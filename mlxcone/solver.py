@@ -64,7 +64,7 @@ def solve(
         SolverError: with ``on_failure="raise"``, naming the lanes.
     """
     cones = Cones.of(cones)
-    settings = (settings or Settings()).override(overrides)
+    settings = Settings.of(settings, overrides)
     return _solve(P, q, A, b, cones, warm_start, settings, _shared_custom)
 
 
@@ -90,7 +90,7 @@ class Solver:
         **overrides: Any,
     ) -> None:
         self.cones = Cones.of(cones)
-        self.settings = (settings or Settings()).override(overrides)
+        self.settings = Settings.of(settings, overrides)
         self._set(P, A)
 
     def _set(self, P: Any, A: Any) -> None:
@@ -142,8 +142,11 @@ def _solve(
 
 def _warm(start: Any, args: problem.Arguments, product: Product) -> list[mx.array]:
     m, n = args.A.shape[-2:]
-    if len(start) not in (3, len(Solution._fields)):
-        raise ValueError(f"warm_start: expected x, y and s, got {len(start)} arrays")
+    if not isinstance(start, (tuple, list)) or len(start) not in (3, len(Solution._fields)):
+        kind = type(start).__name__
+        raise ValueError(
+            f"warm_start: expected a Solution or (x, y, s), got a value of type {kind}"
+        )
     out = []
     for name, value, size in zip("xys", start, (n, m, m), strict=False):
         array = problem.as_array(f"warm_start.{name}", value)

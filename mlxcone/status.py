@@ -40,7 +40,10 @@ _MESSAGES = {
     Status.INDETERMINATE: (
         "neither a solution nor a certificate found within the limits; raise max_iters"
     ),
-    Status.FAILED: "the data hold NaN or infinity, or P is not positive semidefinite",
+    Status.FAILED: (
+        "the data hold NaN or infinity, or P is not positive semidefinite, or a parameter of the "
+        "layer has not its declared sign"
+    ),
     Status.INTERRUPTED: "stopped by the time limit; raise time_limit_secs",
     Status.UNBOUNDED_INACCURATE: "probably unbounded; raise max_iters",
     Status.INFEASIBLE_INACCURATE: "probably infeasible; raise max_iters",

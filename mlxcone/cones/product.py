@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
-from collections.abc import Iterable, Mapping, Sized
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, fields
 from numbers import Real
 from operator import index
@@ -52,7 +53,8 @@ def _listed(value: Any) -> list[Any]:
     if value is None:
         return []
     if isinstance(value, Iterable) and not isinstance(value, str):
-        return list(value)
+        with contextlib.suppress(TypeError):  # of an array of dimension 0
+            return list(value)
     return [] if isinstance(value, Real) and value == 0 else [value]
 
 
@@ -63,7 +65,7 @@ def _sizes(name: str, value: Any) -> tuple[int, ...]:
 def _exponent(value: Any) -> float:
     try:
         alpha = float(value)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         alpha = 0.0
     if not 0 < abs(alpha) < 1:
         raise ValueError(f"cones: 'power' must lie in (0, 1) or (-1, 0), got {value!r}")
@@ -73,7 +75,7 @@ def _exponent(value: Any) -> float:
 def _exponent_list(value: Any) -> tuple[float, ...]:
     try:
         alphas = tuple(float(alpha) for alpha in value)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         alphas = ()
     total = math.fsum(alphas)
     if len(alphas) < 2 or not all(a > 0 for a in alphas) or not abs(total - 1.0) <= 1e-6:
@@ -89,7 +91,7 @@ def _bounds(value: Any) -> tuple[tuple[float, ...], tuple[float, ...]] | None:
         return None
     try:
         lower, upper = (tuple(float(v) for v in _listed(bound)) for bound in value)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         raise ValueError(
             "cones: 'box' must be a pair of lists of bounds, lower and upper"
         ) from None
@@ -175,11 +177,11 @@ class Cones:
             if name in sizes:
                 raise ValueError(f"cones: '{name}' is given twice")
             if key in ("bl", "bu"):
-                bounds |= {} if _is_empty(value) else {key: value}
+                bounds |= {key: value} if _listed(value) else {}
             elif name in names:
                 sizes[name] = value
             elif key in _NOT_SUPPORTED:
-                if not _is_empty(value):
+                if _listed(value):
                     raise ValueError(f"cones: '{key}' is not supported; known: {_known()}")
             else:
                 raise ValueError(f"cones: unknown cone '{key}'; known: {_known()}")
@@ -192,10 +194,6 @@ class Cones:
 
 def _known() -> list[str]:
     return sorted([*_SCS_KEYS, "bl", "bu"])
-
-
-def _is_empty(value: Any) -> bool:
-    return len(value) == 0 if isinstance(value, Sized) else value == 0
 
 
 def _layout(cones: Cones) -> list[tuple[Any, int]]:
