@@ -72,7 +72,10 @@ class Piece(NamedTuple):
 
 # Exponential and power cones take seconds a draw, the others a tenth of one.
 PIECES = (
-    [Piece(SYMMETRIC if k < 16 else ALL, 250, 15, 30, 4, k) for k in range(40)]
+    [
+        Piece(SYMMETRIC if k < 16 else ALL, 250, *((15, 30, 4) if k % 2 else (6, 12, 3)), k)
+        for k in range(40)
+    ]
     if THOROUGH
     else [Piece(SYMMETRIC, 36, 6, 10, 3, 2), Piece(ALL[5:], 4, 3, 6, 2, 2)]
 )
