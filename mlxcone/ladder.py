@@ -202,7 +202,7 @@ class Ladder:
         chosen, rays = refinement.interior(which, self.settings.interior_iters)
         self._settle(refinement, 2.0 * self.precision)
         # Where interior points end, slower methods are not known to do better.
-        self._settle(refinement, self.settings.loose, Status.SOLVED_INACCURATE)
+        self._settle(refinement, self.settings.loose, Status.SOLVED_INACCURATE, which)
         dx = lanes.put(mx.zeros_like(self.program.q), chosen, rays.x)
         dy = lanes.put(mx.zeros_like(self.program.b), chosen, rays.y)
         drifts: Any = (rays.infeasible.tolist(), rays.unbounded.tolist())
@@ -222,11 +222,16 @@ class Ladder:
             self._settle(refinement, 2.0 * self.precision)
 
     def _settle(
-        self, refinement: Refinement, at_least: float = 0.0, status: Status = Status.SOLVED
+        self,
+        refinement: Refinement,
+        at_least: float = 0.0,
+        status: Status = Status.SOLVED,
+        some: list[int] | None = None,
     ) -> None:
+        """A verdict for those of some lanes, or of all open ones, that are solved to a tolerance."""
         good = set(refinement.solved(at_least))
-        for lane in self.open_lanes():
-            if lane in good:
+        for lane in self.open_lanes() if some is None else some:
+            if self.status[lane] is None and lane in good:
                 self.status[lane] = status
 
     def run(self, warm: tuple[mx.array, mx.array, mx.array] | None) -> Outcome:
@@ -257,9 +262,9 @@ class Ladder:
             if dtype == mx.float64 and bool(mx.all(work.iterations == before).item()):
                 break
             dtype = mx.float64
-        refinement = best
-        self._conclude(refinement)
-        return self._outcome(work, refinement)
+        best.finish()
+        self._conclude(best)
+        return self._outcome(work, best)
 
     def _refinement(self, work: Splitting) -> Refinement:
         weights = admm.row_weights(work.scale, self.cones)
@@ -269,13 +274,17 @@ class Ladder:
         )
 
     def _conclude(self, refinement: Refinement) -> None:
+        # The last step may have been the one that was missing.
+        solved = set(refinement.solved())
+        for lane, status in enumerate(self.status):
+            if status in (None, Status.SOLVED_INACCURATE) and lane in solved:
+                self.status[lane] = Status.SOLVED
         self._settle(refinement, self.settings.loose, Status.SOLVED_INACCURATE)
         late = time.monotonic() > self.deadline
         for lane in self.open_lanes():
             self.status[lane] = Status.INTERRUPTED if late else Status.INDETERMINATE
 
     def _outcome(self, work: Splitting, refinement: Refinement) -> Outcome:
-        refinement.finish()
         x, y, s = refinement.x, refinement.y, refinement.s
         result = residuals.measure(self.program, self.scaling, x, y, s, 0.0, 1.0)
         x, y, s = self.scaling.unscale(x, y, s)

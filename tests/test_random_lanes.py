@@ -24,7 +24,7 @@ from mlxcone.testing import Instance, claims, manufacture, strategies
 THOROUGH = os.environ.get("MLXCONE_TEST_PROFILE") == "thorough"
 SYMMETRIC = ("z", "l", "box", "q", "s")
 ALL = (*SYMMETRIC, "ep", "ed", "p", "pnd")
-TIME_LIMIT = 30.0  # seconds a solve; a lane that needs more is a miss
+TIME_LIMIT = 10.0  # seconds a solve; a lane that needs more is a miss
 CLAIMS = {1: "solved", 2: "solved", -2: "infeasible", -1: "unbounded"}
 TOLERANCES = {1: 1e-8, 2: 1e-6, -1: 1e-8, -2: 1e-8}
 REGULAR = 1e6  # condition up to which a solution counts as unique
@@ -73,7 +73,7 @@ class Piece(NamedTuple):
 # Exponential and power cones take seconds a draw, the others a tenth of one.
 PIECES = (
     [
-        Piece(SYMMETRIC if k < 16 else ALL, 250, *((15, 30, 4) if k % 2 else (6, 12, 3)), k)
+        Piece(SYMMETRIC if k < 16 else ALL, 250, *((15, 30, 4) if k % 4 == 3 else (6, 12, 3)), k)
         for k in range(40)
     ]
     if THOROUGH
@@ -222,7 +222,7 @@ def test_lanes_are_right_and_alone(piece: Piece) -> None:
     @settings(
         max_examples=piece.draws,
         database=None,
-        phases=(Phase.generate, Phase.shrink) if THOROUGH else (Phase.generate,),
+        phases=(Phase.generate,),
     )
     @given(batches(piece))
     def check(batch: Batch) -> None:
