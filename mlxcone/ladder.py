@@ -228,7 +228,7 @@ class Ladder:
         status: Status = Status.SOLVED,
         some: list[int] | None = None,
     ) -> None:
-        """A verdict for those of some lanes, or of all open ones, that are solved to a tolerance."""
+        """A verdict for those of some lanes, or of all open ones, that meet a tolerance."""
         good = set(refinement.solved(at_least))
         for lane in self.open_lanes() if some is None else some:
             if self.status[lane] is None and lane in good:
