@@ -73,7 +73,7 @@ class Piece(NamedTuple):
 # Exponential and power cones take seconds a draw, the others a tenth of one.
 PIECES = (
     [
-        Piece(SYMMETRIC if k < 16 else ALL, 250, *((15, 30, 4) if k % 4 == 3 else (6, 12, 3)), k)
+        Piece(SYMMETRIC if k < 32 else ALL, 250, *((15, 30, 4) if k % 4 == 3 else (6, 12, 3)), k)
         for k in range(40)
     ]
     if THOROUGH
