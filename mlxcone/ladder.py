@@ -201,8 +201,6 @@ class Ladder:
         self.table.rung("interior", len(which))
         chosen, rays = refinement.interior(which, self.settings.interior_iters)
         self._settle(refinement, 2.0 * self.precision)
-        # Where interior points end, slower methods are not known to do better.
-        self._settle(refinement, self.settings.loose, Status.SOLVED_INACCURATE, which)
         dx = lanes.put(mx.zeros_like(self.program.q), chosen, rays.x)
         dy = lanes.put(mx.zeros_like(self.program.b), chosen, rays.y)
         drifts: Any = (rays.infeasible.tolist(), rays.unbounded.tolist())
@@ -211,6 +209,9 @@ class Ladder:
             for kind in drifts
         ]
         self.certify(near[0], near[1], dx, dy)
+        # Where interior points end, slower methods are not known to do better. Far out, though, a
+        # point may meet a relative tolerance for its size alone: certificates come first.
+        self._settle(refinement, self.settings.loose, Status.SOLVED_INACCURATE, which)
 
     def multipliers(self, refinement: Refinement) -> None:
         """Proximal multipliers on every open lane."""
