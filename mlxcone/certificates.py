@@ -31,12 +31,22 @@ class Certificate(NamedTuple):
     """Certificate vectors in original units and their violation (B,); at most 1 is valid.
 
     ``x`` and ``s`` belong to unboundedness, ``y`` to infeasibility; what does not apply is NaN.
+    No point has a relative residual, in the sense of a solution's, below ``margin`` (B,).
     """
 
     x: mx.array
     y: mx.array
     s: mx.array
     violation: mx.array
+    margin: mx.array
+
+
+def _margin(ray: mx.array, data: mx.array) -> mx.array:
+    """Least r / (1 + |data|) over all points.
+
+    With A'y = 0, b'y = -1 and y in K*, A x + s = b + r means y'r >= 1: |r| is at least 1 / |y|_1.
+    """
+    return 1.0 / (mx.sum(mx.abs(ray), axis=1) * (1.0 + norm(data)))
 
 
 def _normalized(direction: mx.array, value: mx.array) -> mx.array:
@@ -159,8 +169,10 @@ def infeasible(
     y = best.y * scaling.e
     value = dot(program.b / scaling.primal, best.y)[:, None]
     y = y / mx.maximum(-value, 1e-300)
+    margin = _margin(y, program.b / (scaling.e * scaling.primal))
     nothing = mx.full(program.q.shape, mx.nan, dtype=dtype)
-    return Certificate(nothing, y, mx.full(y.shape, mx.nan, dtype=dtype), _AIM * best.violation)
+    slack = mx.full(y.shape, mx.nan, dtype=dtype)
+    return Certificate(nothing, y, slack, _AIM * best.violation, margin)
 
 
 def unbounded(
@@ -209,7 +221,8 @@ def unbounded(
     best = _polished(ray, extended, x, y, judge, most, deadline)
     value = dot(program.q, best.x)[:, None] / scaling.dual
     s = cones.project(-program.A.times(best.x)) / scaling.e
-    x = best.x * scaling.d
     size = mx.maximum(-value, 1e-300)
+    x, s = best.x * scaling.d / size, s / size
+    margin = _margin(x, program.q / (scaling.d * scaling.dual))
     nothing = mx.full(program.b.shape, mx.nan, dtype=dtype)
-    return Certificate(x / size, nothing, s / size, _AIM * best.violation)
+    return Certificate(x, nothing, s, _AIM * best.violation, margin)

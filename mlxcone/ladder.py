@@ -96,6 +96,11 @@ class Ladder:
         """Whether interior points look for rays: others need only look at lanes that drift."""
         return self.settings.refine and self.settings.interior_iters > 0
 
+    @property
+    def _tolerance(self) -> float:
+        """What a solution may be off by: a certificate that rules out no such is a last resort."""
+        return max(self.settings.eps_abs, self.settings.eps_rel, 2.0 * self.precision)
+
     def open_lanes(self) -> list[int]:
         """Lanes without a verdict."""
         return [lane for lane, status in enumerate(self.status) if status is None]
@@ -180,10 +185,12 @@ class Ladder:
                 self.deadline,
             )
             valid: Any = (found.violation <= 1.0).tolist()
+            decisive: Any = (found.margin > self._tolerance).tolist()
             for position, lane in enumerate(which):
                 if valid[position]:
-                    self.status[lane] = status
                     self.certificates[lane] = (status, found, position)
+                    if decisive[position]:
+                        self.status[lane] = status
 
     def newton(self, refinement: Refinement, steps: int) -> None:
         """Newton on every open lane."""
@@ -281,6 +288,8 @@ class Ladder:
             if status in (None, Status.SOLVED_INACCURATE) and lane in solved:
                 self.status[lane] = Status.SOLVED
         self._settle(refinement, self.settings.loose, Status.SOLVED_INACCURATE)
+        for lane in set(self.open_lanes()) & set(self.certificates):
+            self.status[lane] = self.certificates[lane][0]
         late = time.monotonic() > self.deadline
         for lane in self.open_lanes():
             self.status[lane] = Status.INTERRUPTED if late else Status.INDETERMINATE
@@ -289,7 +298,9 @@ class Ladder:
         x, y, s = refinement.x, refinement.y, refinement.s
         result = residuals.measure(self.program, self.scaling, x, y, s, 0.0, 1.0)
         x, y, s = self.scaling.unscale(x, y, s)
-        for lane, (_, found, position) in self.certificates.items():
+        for lane, (status, found, position) in self.certificates.items():
+            if self.status[lane] is not status:
+                continue
             one = mx.array([lane])
             x = lanes.put(x, one, found.x[position][None])
             y = lanes.put(y, one, found.y[position][None])

@@ -9,6 +9,8 @@ import mlx.core as mx
 from mlxcone.equilibrate import Scaling
 from mlxcone.problem import Program
 
+_ROUNDING = 1e-16  # of float64, relative to the terms of a sum
+
 
 class Residuals(NamedTuple):
     """One entry per lane, (B,).
@@ -71,8 +73,8 @@ def measure(
     dual_size = mx.maximum(mx.maximum(sizes[0], sizes[1]), sizes[2])
     xPx, qx, by = (v * to_value for v in (dot(x, Px), dot(program.q, x), dot(program.b, y)))
     gap = mx.abs(xPx + qx + by)
-    # Where neither residual is zero, the gap may vanish by chance.
-    complementarity = mx.abs(dot(s, y)) * to_value
+    # Where neither residual is zero, the gap may vanish by chance; and by rounding.
+    complementarity = (mx.abs(dot(s, y)) + _ROUNDING * dot(mx.abs(s), mx.abs(y))) * to_value
     gap_size = mx.maximum(mx.maximum(mx.abs(xPx), mx.abs(qx)), mx.abs(by))
     # The floor keeps eps = 0 ("as far as it goes") meaningful.
     floor = 1e-30

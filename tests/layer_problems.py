@@ -16,6 +16,7 @@ from typing import Any
 import cvxpy as cp
 import numpy as np
 from layer_reference import (
+    DEFAULT_STEP,
     Derivative,
     ProblemTuple,
     ReferenceError,
@@ -766,14 +767,18 @@ def reference_directional_derivative(
 
 
 def reference_gradient(
-    problem: LayerProblem, params: Sequence[Array], cotangents: Sequence[Array]
+    problem: LayerProblem,
+    params: Sequence[Array],
+    cotangents: Sequence[Array],
+    step: float = DEFAULT_STEP,
 ) -> Derivative:
     """Gradient of the inner product of the variables with cotangents, for one element."""
     form, at = _built_reference(problem), _to_reference(problem, params)
     if not problem.gp:
-        return gradient(form, at, cotangents)
+        return gradient(form, at, cotangents, step)
     values = reference_values(problem, params)
-    found = gradient(form, at, [c * v for c, v in zip(cotangents, values, strict=True)])
+    bars = [c * v for c, v in zip(cotangents, values, strict=True)]
+    found = gradient(form, at, bars, step)
     return Derivative([g / p for g, p in zip(found.values, params, strict=True)], found.error)
 
 

@@ -29,6 +29,7 @@ from layer_problems import (
     sample_batch,
 )
 from layer_problems_cones import CONE_PROBLEMS, GP_PROBLEMS
+from layer_reference import Derivative
 
 from cvxpylayers_mlx import CvxpyLayer
 
@@ -73,6 +74,18 @@ def task_of(name: str) -> Any:
     return bench.make_task(TABLE[name], options("float32"))
 
 
+def best_gradient(
+    problem: LayerProblem, params: Sequence[Array], bars: Sequence[Array]
+) -> Derivative:
+    """The difference quotient that is known best: shorter steps where the solution bends more."""
+    found = []
+    for step in (1e-4, 4e-5):
+        found.append(reference_gradient(problem, params, bars, step))
+        if found[-1].error <= 0.01 * bench.BARS["float64"][1]:
+            break
+    return min(found, key=lambda one: one.error)
+
+
 @cache
 def reference_of(name: str) -> Reference:
     """Reference for the numbers of `task_of`."""
@@ -80,7 +93,7 @@ def reference_of(name: str) -> Reference:
     params = [element(task.params, i) for i in range(BATCH)]
     bars = [element(task.cotangents, i) for i in range(BATCH)]
     values = [reference_values(problem, p) for p in params]
-    found = [reference_gradient(problem, p, c) for p, c in zip(params, bars, strict=True)]
+    found = [best_gradient(problem, p, c) for p, c in zip(params, bars, strict=True)]
     return Reference(values, [f.values for f in found], max(f.error for f in found))
 
 
@@ -120,7 +133,7 @@ def test_values_and_gradients_equal_the_reference(name: str, dtype: str) -> None
 
 def test_bars_are_the_promised_ones() -> None:
     """The benchmark's bars cannot be loosened without this failing."""
-    assert bench.BARS == {"float32": (1e-5, 1e-3), "float64": (1e-8, 1e-5)}
+    assert bench.BARS == {"float32": (1e-6, 1e-4), "float64": (1e-9, 1e-7)}
 
 
 def _pull_back(
