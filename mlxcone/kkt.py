@@ -51,8 +51,8 @@ def normal_matrix(program: Program, weighted: mx.array, sigma: float | mx.array)
     """P + sigma I + A'(weighted), where ``weighted`` is W A, (m, n) or (B, m, n)."""
     eye = mx.eye(program.n, dtype=program.q.dtype)
     base = sigma * eye if program.P is None else program.P + sigma * eye
-    if program.m == 0:
-        return base
+    if program.m == 0:  # MLX multiplies no empty matrices
+        return base + mx.zeros((*weighted.shape[:-2], 1, 1), dtype=base.dtype)
     return base + program.A.transposed @ weighted
 
 
@@ -72,9 +72,7 @@ def reduced_inverse(
     """H^-1, (B, n, n), and whether H could be factored, (B,)."""
     weighted = weighted_rows(program, cones, atoms, _penalty(eps))
     H = normal_matrix(program, weighted, sigma)
-    if H.ndim == 2:
-        H = mx.broadcast_to(H[None], (program.lanes, *H.shape))
-    return spd_inverse(H)
+    return spd_inverse(mx.broadcast_to(H, (program.lanes, program.n, program.n)))
 
 
 class Jacobian:

@@ -282,8 +282,12 @@ class Ladder:
         )
 
     def _conclude(self, refinement: Refinement) -> None:
-        # The last step may have been the one that was missing.
+        # The last step may have been the one that was missing, or have shown what was overlooked.
         solved = set(refinement.solved())
+        kept = solved.union(refinement.solved(2.0 * self.precision))
+        for lane in refinement.cleaned:
+            if self.status[lane] == Status.SOLVED and lane not in kept:
+                self.status[lane] = None
         for lane, status in enumerate(self.status):
             if status in (None, Status.SOLVED_INACCURATE) and lane in solved:
                 self.status[lane] = Status.SOLVED

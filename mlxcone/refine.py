@@ -16,6 +16,8 @@ from mlxcone.settings import Settings
 _STALL = 3  # Newton steps without halving the violation before a lane gives up
 # W = D E^-1 amplifies a change of D by 1 / eps: a factor serves only where D stayed put.
 _STALE = 1e-7
+_ROUNDING = 2e-16  # of float64
+_NOTICED = 0.1  # share of eps_abs that rounding may take
 
 
 def factor_at(program: Program, cones: Product, z: mx.array) -> tuple[Any, mx.array]:
@@ -72,6 +74,7 @@ class Refinement:
         # NaN differs from everything: no lane has a factor yet.
         self.factored_at = cones.signature(cones.derivative(self.z)) * mx.nan
         self.factorizations = mx.zeros((program.lanes,), dtype=mx.int32)
+        self.cleaned: list[int] = []  # lanes whose s was replaced in the end
         mx.eval(self.violation)
 
     @property
@@ -221,7 +224,18 @@ class Refinement:
             violation = self._judge(None, x, y, y - z)
             self._keep(mx.arange(self.program.lanes), x, y, y - z, violation)
             self._refactor_stale()
+        self._clean_slack()
         mx.eval(self.x, self.y, self.s, self.violation, self.inverse)
+
+    def _clean_slack(self) -> None:
+        """Put s into K where y is so large that s = y - z, its rounding, is not quite there."""
+        to_row = 1.0 / (self.scaling.e * self.scaling.primal)
+        rounding = _ROUNDING * residuals.norm(self.y * to_row)
+        large = rounding > _NOTICED * self.settings.eps_abs
+        self.cleaned = lanes.where_true(large)
+        if self.cleaned:
+            self.s = mx.where(large[:, None], self.cones.project(self.s), self.s)
+            self.violation = self._judge(None, self.x, self.y, self.s)
 
     def _refactor_stale(self) -> None:
         same = self._same(self.factored_at, self.cones.derivative(self.z))

@@ -545,6 +545,17 @@ assert {claim}, solution
     assert result.returncode == 0, result.stderr[-500:]
 
 
+def test_no_constraints_in_a_batch() -> None:
+    """A of shape (B, 0, n): each problem still has a factor of its own."""
+    P, q = np.eye(2), np.array([-0.5, 0.4])
+    for lanes in (1, 3):
+        A = np.zeros((lanes, 0, 2))
+        free = mlxcone.solve(None, q, A, np.zeros(0), {"l": 0})
+        assert free.info.status.tolist() == [Status.UNBOUNDED] * lanes
+        held = mlxcone.solve(P, q, A, np.zeros(0), {"l": 0})
+        np.testing.assert_allclose(np.array(held.x), np.tile(-q, (lanes, 1)), atol=1e-12)
+
+
 @pytest.mark.parametrize("cones", [{"z": 1}, {"l": 1}, {"q": [1]}], ids=str)
 def test_one_variable_one_row(cones: dict[str, Any]) -> None:
     instance = manufacture.feasible(np.random.default_rng(0), 1, cones)
