@@ -147,7 +147,9 @@ def spoil(draw: st.DrawFn, value: np.ndarray) -> Any:
 
 
 def mlx(value: np.ndarray, dtype: mx.Dtype) -> mx.array:
-    return mx.array(np.ascontiguousarray(value, dtype=value.dtype.newbyteorder("=")), dtype=dtype)
+    # A copy: what is contiguous to NumPy may have negative strides.
+    host = np.array(value, dtype=value.dtype.newbyteorder("="), order="C")
+    return mx.array(host, dtype=dtype)
 
 
 MLX_TYPES = (
