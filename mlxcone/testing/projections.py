@@ -111,7 +111,9 @@ def _sizes(cones: ConeDict, key: str) -> list[int]:
 
 def _integer(value: Any, key: str, minimum: int) -> int:
     try:
-        number = operator.index(value)
+        # A whole float does no harm.
+        whole: Any = int(value) if isinstance(value, float) and value.is_integer() else value
+        number = operator.index(whole)
     except TypeError:
         raise ValueError(f"cones[{key!r}]: expected an integer, got {value!r}") from None
     if number < minimum:
