@@ -32,14 +32,14 @@ class SparseMap:
         self._forward = _linear(self, False)
         self._backward = _linear(self, True)
 
-    def __getstate__(self) -> dict[str, Any]:
-        """Arrays only; custom functions do not pickle."""
-        names = ("rows", "columns", "values")
-        return {"shape": self.shape, **{k: np.array(getattr(self, k)) for k in names}}
+    def matrix(self) -> Any:
+        """M, a SciPy CSR array."""
+        rows, columns, values = (np.array(a) for a in (self.rows, self.columns, self.values))
+        return sp.csr_array((values, (rows, columns)), shape=self.shape)
 
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        triplets = (state["values"], (state["rows"], state["columns"]))
-        self.__init__(sp.coo_array(triplets, shape=state["shape"]))
+    def __reduce__(self) -> Any:
+        # Custom functions do not pickle.
+        return type(self), (self.matrix(),)
 
     def __call__(self, p: mx.array) -> mx.array:
         """M p per lane, (B, rows), in the dtype of ``p``, (B, columns)."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import dataclass
 from typing import Any
 
@@ -29,12 +30,25 @@ class DataMap:
     """One of P, q, A, b as an affine function of the canonical parameters.
 
     ``linear`` maps (B, total + 1) to the flat entries, row by row, of an array of ``shape``;
-    ``uses[i]`` says whether it depends on pick i.
+    ``sizes`` are those of the picks, and ``uses[i]`` says whether it depends on pick i.
     """
 
     linear: SparseMap
     shape: tuple[int, ...]
+    sizes: tuple[int, ...]
     uses: tuple[bool, ...]
+
+    @classmethod
+    def of(cls, matrix: Any, shape: tuple[int, ...], sizes: tuple[int, ...]) -> DataMap:
+        """From a SciPy CSR array of such a map."""
+        touched = np.unique(matrix.indices)
+        bounds = np.searchsorted(touched, np.cumsum([0, *sizes]))
+        uses = tuple(bool(hi > lo) for lo, hi in itertools.pairwise(bounds))
+        return cls(SparseMap(matrix), shape, sizes, uses)
+
+    def at(self, entries: np.ndarray) -> DataMap:
+        """The map to an array of some of the entries, numbered row by row."""
+        return DataMap.of(self.linear.matrix()[entries.ravel()], entries.shape, self.sizes)
 
 
 @dataclass(frozen=True)
@@ -131,13 +145,7 @@ def _data_map(tensor: Any, rows: np.ndarray, shape: tuple[int, ...], spans: list
     columns = [np.arange(s.start, s.stop) for s in spans] + [np.array([total])]
     ordered = sp.csr_array(picked[:, np.concatenate(columns)])
     ordered.eliminate_zeros()
-    touched = np.unique(ordered.indices)
-    uses, at = [], 0
-    for span in spans:
-        size = span.stop - span.start
-        uses.append(bool(np.any((touched >= at) & (touched < at + size))))
-        at += size
-    return DataMap(SparseMap(ordered), shape, tuple(uses))
+    return DataMap.of(ordered, shape, tuple(s.stop - s.start for s in spans))
 
 
 def canonicalize(

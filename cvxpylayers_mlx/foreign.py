@@ -11,6 +11,8 @@ import mlx.core as mx
 import numpy as np
 
 import mlxcone
+from cvxpylayers_mlx.canonicalize import Canonical
+from cvxpylayers_mlx.eliminate import Read, Whole, spoiled
 
 _STATUS = {
     cp.OPTIMAL: mlxcone.Status.SOLVED,
@@ -29,6 +31,7 @@ class Foreign:
     """A solver of CVXPY in the place of ours; the derivative at its answer is still ours.
 
     Args:
+        form (Canonical): the program.
         name (str): CVXPY's name of the solver.
         options (dict): of ``cvxpy.Problem.solve``, and "on_failure".
 
@@ -36,16 +39,16 @@ class Foreign:
         ValueError: CVXPY has no such solver here.
     """
 
-    def __init__(self, name: str, options: Mapping[str, Any]) -> None:
+    def __init__(self, form: Canonical, name: str, options: Mapping[str, Any]) -> None:
         if name not in cp.installed_solvers():
             known = ", ".join(["MLXCONE", *cp.installed_solvers()])
             raise ValueError(f"solver: {name!r} is not installed; there are {known}")
-        self._name, self._options = name, dict(options)
+        self._program, self._name, self._options = Whole(form), name, dict(options)
 
     def __call__(
-        self, data: tuple[Any, ...], cones: mlxcone.Cones, options: Mapping[str, Any]
+        self, read: Read, options: Mapping[str, Any], wrong: mx.array | None
     ) -> mlxcone.Solution:
-        """Solve P, q, A, b, as `mlxcone.solve` takes them.
+        """Solve for the data that ``read`` gives; lanes that are ``wrong`` fail.
 
         Raises:
             RuntimeError: under ``mx.vmap`` or ``mx.compile``, where arrays cannot be read.
@@ -53,6 +56,7 @@ class Foreign:
         """
         options = {**self._options, **options}
         on_failure = options.pop("on_failure", "raise")
+        cones, data = self._program.cones, spoiled(self._program.read(read), wrong)[:4]
         arrays = [None if a is None else _read(a, self._name) for a in data]
         ranks = (2, 1, 2, 1)
         batched = [a is not None and a.ndim > rank for a, rank in zip(arrays, ranks, strict=True)]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -86,10 +87,11 @@ class CvxpyLayer:
     ) -> None:
         options = {"verbose": bool(verbose), **_options(solver_args)}
         name = "MLXCONE" if solver is None else str(solver).upper()
-        self._solver = Native(options) if name == "MLXCONE" else Foreign(name, options)
-        self._canonical = canonicalize(
+        form = self._canonical = canonicalize(
             problem, parameters, variables, gp=gp, verbose=verbose, canon_backend=canon_backend
         )
+        native = name == "MLXCONE"
+        self._solver = Native(form, options) if native else Foreign(form, name, options)
         self._shapes = [tuple(p.shape) for p in parameters]
         self._complex = [p.is_complex() for p in parameters]
 
@@ -133,12 +135,10 @@ class CvxpyLayer:
         checked = parameter_vector.check(params, self._shapes, self._complex)
         form = self._canonical
         selected = parameter_vector.select(checked, form.picks)
-        P, q, A, b = (self._data(part, selected) for part in (form.P, form.q, form.A, form.b))
         wrong = parameter_vector.wrong_sign(checked, form.signs)
-        if wrong is not None and q is not None:
-            # CVXPY took its sign for granted, so there is no problem to solve: the lane fails.
-            q = q + mx.where(wrong, mx.nan, 0.0)[..., None].astype(q.dtype)
-        found = self._solver((P, q, A, b), form.cones, _options(solver_args))
+        read = functools.partial(self._data, selected)
+        # CVXPY took its sign for granted, so there is no problem to solve: the lane fails.
+        found = self._solver(read, _options(solver_args), wrong)
         # Nothing batched reached the data of a batched call: every lane has the same answer.
         x, y = (v if v.ndim == 2 else v[None] for v in (found.x, found.y))
         values = [recover.value(x, y, v, checked.dtype) for v in form.variables]
@@ -152,16 +152,14 @@ class CvxpyLayer:
 
     def _objective(self, found: mlxcone.Solution, selected: parameter_vector.Checked) -> mx.array:
         form = self._canonical
-        constant: Any = self._data(form.constant, selected)
+        constant = self._data(selected, form.constant)
         with mx.stream(mx.Device(mx.DeviceType.cpu)):
             value = form.sign * (found.info.objective + constant[..., 0])
         value = recover.exp(value) if form.logarithm else value
         return value.astype(selected.dtype)
 
-    def _data(self, part: DataMap | None, selected: parameter_vector.Checked) -> mx.array | None:
-        """One of P, q, A, b; with a batch axis only if it depends on a batched parameter."""
-        if part is None:
-            return None
+    def _data(self, selected: parameter_vector.Checked, part: DataMap) -> mx.array:
+        """The array of a map; with a batch axis only if it depends on a batched parameter."""
         batched = any(u and b for u, b in zip(part.uses, selected.batched, strict=True))
         lanes = (selected.batch or 1) if batched else 1
         picks = self._canonical.picks

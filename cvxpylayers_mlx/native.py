@@ -5,15 +5,20 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+import mlx.core as mx
 import numpy as np
 
 import mlxcone
+from cvxpylayers_mlx import eliminate
+from cvxpylayers_mlx.canonicalize import Canonical
+from cvxpylayers_mlx.eliminate import Read, spoiled
 
 
 class Native:
     """`mlxcone.solve` with the settings of a layer, and its memory of the last solution.
 
     Args:
+        form (Canonical): the program.
         options (dict): of `mlxcone.Settings`, and "warm_start": True to begin each solve where
             the last one ended, or a `LayerSolution`, a `mlxcone.Solution` or (x, y, s) to begin
             at.
@@ -22,22 +27,29 @@ class Native:
         ValueError: an option is unknown.
     """
 
-    def __init__(self, options: Mapping[str, Any]) -> None:
+    def __init__(self, form: Canonical, options: Mapping[str, Any]) -> None:
+        self._program = eliminate.shortest(form)
         rest = {"on_failure": "raise", **options}
         self._warm_start = rest.pop("warm_start", None)
         self._settings = mlxcone.Settings().override(rest)
         self._last: tuple[np.ndarray, ...] | None = None
 
     def __call__(
-        self, data: tuple[Any, ...], cones: mlxcone.Cones, options: Mapping[str, Any]
+        self, read: Read, options: Mapping[str, Any], wrong: mx.array | None
     ) -> mlxcone.Solution:
-        """Solve P, q, A, b, as `mlxcone.solve` takes them; options replace the layer's."""
+        """Solve for the data that ``read`` gives; options replace the layer's.
+
+        Lanes that are ``wrong``, (B,) or (), fail.
+        """
         rest = dict(options)
         warm = rest.pop("warm_start", self._warm_start)
-        settings = self._settings.override(rest)
-        start = self._start(warm, data)
-        P, q, A, b = data
-        found = mlxcone.solve(P, q, A, b, cones, warm_start=start, settings=settings)
+        settings, program = self._settings.override(rest), self._program
+        data = spoiled(program.read(read), wrong)
+        if not settings.data_rounding:
+            settings = settings.override({"data_rounding": mx.finfo(data.dtype).eps})
+        start = program.start(self._start(warm, data[:4]))
+        found = mlxcone.solve(*data[:4], program.cones, warm_start=start, settings=settings)
+        found = program.restore(found, data)
         if warm is True and not settings.fixed_iters:
             self._last = _numbers(found)
         return found

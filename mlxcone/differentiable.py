@@ -159,7 +159,7 @@ def custom(
         start = _start(detached) if warm else None
         program = _program(detached, has_P)
         setup = None if cache is None else cache.get(program, product, settings)
-        rounding = mx.finfo(arguments[1].dtype).eps
+        rounding = settings.data_rounding or mx.finfo(arguments[1].dtype).eps
         climb = unrolled.run if settings.fixed_iters else ladder.run
         device: Any = mx.default_device()  # MLX's stubs say that there may be none
         outcome = climb(program, product, settings, device, start, setup, rounding)

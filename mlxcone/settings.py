@@ -69,7 +69,11 @@ class Settings:
         eps_infeas (float): tolerance of a certificate of infeasibility or unboundedness, scaled
             so that b'y = -1 or q'x = -1.
         max_iters (int): splitting iterations per lane, all rungs of the ladder together.
-        time_limit_secs (float): wall-clock limit checked between chunks; 0 means none.
+        time_limit_secs (float): wall-clock limit, looked at between chunks of iterations, steps and
+            factorizations, none of which it interrupts; 0 means none.
+        data_rounding (float): relative rounding of the data. A lane counts as solved, too, when it
+            gets as far as twice that, for rounded rows often contradict each other. 0 means that of
+            their dtype.
 
     Splitting:
         alpha (float): over-relaxation, in (0, 2).
@@ -119,6 +123,7 @@ class Settings:
     eps_infeas: float = 1e-8
     max_iters: int = 2000
     time_limit_secs: float = 0.0
+    data_rounding: float = 0.0
     alpha: float = 1.6
     scale: float = 0.1
     adaptive_scale: bool = True

@@ -1,0 +1,285 @@
+"""Variables that CVXPY adds, t = E x + f, taken out of the program before it is solved.
+
+CVXPY writes the sum of squares of A x - b with new variables t and equality rows A x - t = b. A
+variable with one entry in A, a constant c in an equality row (a x + c t = b), is an affine function
+of the others: its column and its row go, and what it costs becomes part of P and q. Which these are
+follows from the patterns alone and is decided once. The multiplier of the row comes back from
+stationarity in t, P_tt t + q_t + c y = 0.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any, NamedTuple
+
+import mlx.core as mx
+import numpy as np
+import scipy.sparse as sp
+
+import mlxcone
+from cvxpylayers_mlx.affine import SparseMap
+from cvxpylayers_mlx.canonicalize import Canonical, DataMap
+
+Read = Callable[[DataMap], mx.array]
+
+
+class Cost(NamedTuple):
+    """1/2 v'P v + q'v; P is None, a matrix, or if ``diagonal`` the diagonal of one."""
+
+    P: mx.array | None
+    q: mx.array
+    diagonal: bool = False
+
+    def slope(self, v: mx.array) -> mx.array:
+        """P v + q."""
+        return self.q if self.P is None else self.q + self._times(v)
+
+    def __call__(self, v: mx.array) -> mx.array:
+        """Its value, (B,) or ()."""
+        both = self.q * v if self.P is None else (self.q + 0.5 * self._times(v)) * v
+        return mx.sum(both, axis=-1)
+
+    def _times(self, v: mx.array) -> mx.array:
+        assert self.P is not None
+        return self.P * v if self.diagonal else _rows(v, self.P)
+
+    def conjugated(self, E: mx.array) -> mx.array:
+        """E'P E."""
+        assert self.P is not None
+        return mx.swapaxes(E, -1, -2) @ (self.P[..., None] * E if self.diagonal else self.P @ E)
+
+
+class Link(NamedTuple):
+    """What brings t back: E (r, n') or (B, r, n'), f (r,) or (B, r), and what x and t cost."""
+
+    E: mx.array
+    f: mx.array
+    cost_x: Cost
+    cost_t: Cost
+
+
+class Data(NamedTuple):
+    """P, q, A, b as `mlxcone.solve` takes them, the dtype they came from, and the way back."""
+
+    P: mx.array | None
+    q: mx.array
+    A: mx.array
+    b: mx.array
+    dtype: mx.Dtype
+    link: Link | None = None
+
+
+class Whole:
+    """A program of which nothing can be eliminated."""
+
+    def __init__(self, form: Canonical) -> None:
+        self._form, self.cones = form, form.cones
+
+    def read(self, read: Read) -> Data:
+        """Its data; ``read`` gives the arrays of maps."""
+        form = self._form
+        q, A, b = map(read, (form.q, form.A, form.b))
+        return Data(None if form.P is None else read(form.P), q, A, b, q.dtype)
+
+    def start(self, warm: Any) -> Any:
+        """A warm start."""
+        return warm
+
+    def restore(self, found: mlxcone.Solution, data: Data) -> mlxcone.Solution:
+        """The solution."""
+        return found
+
+
+@dataclass(frozen=True)
+class Elimination:
+    """Which variables go with which rows, and the maps to what is left of P, q, A and b.
+
+    ``x`` and ``t`` are columns, ``rows`` and ``gone`` rows; t[i] has the entry pivots[i] in row
+    gone[i]. ``diagonal`` says how t costs.
+    """
+
+    x: np.ndarray
+    t: np.ndarray
+    rows: np.ndarray
+    gone: np.ndarray
+    pivots: np.ndarray
+    diagonal: bool
+    cones: mlxcone.Cones
+    parts: dict[str, DataMap]
+    place_x: SparseMap
+    place_rows: SparseMap
+
+    @classmethod
+    def of(cls, form: Canonical) -> Elimination | None:
+        """What can be eliminated of a program; None if nothing can."""
+        t, gone, pivots = _singletons(form)
+        keep = _closed(form.P, t)
+        if keep.all() and t.size == form.q.shape[0]:
+            keep[0] = False  # there is no program without variables
+        t, gone, pivots = t[keep], gone[keep], pivots[keep]
+        if not t.size:
+            return None
+        m, n = form.A.shape
+        x, rows = np.setdiff1d(np.arange(n), t), np.setdiff1d(np.arange(m), gone)
+        parts = {
+            "q_x": form.q.at(x),
+            "q_t": form.q.at(t),
+            "A_x": form.A.at(_grid(rows, x, n)),
+            "A_t": form.A.at(_grid(gone, x, n)),
+            "b_x": form.b.at(rows),
+            "b_t": form.b.at(gone),
+        }
+        diagonal = False
+        if form.P is not None:
+            i, j = _pattern(form.P)
+            inside = np.isin(i, t)
+            if not inside.all():
+                parts["P_x"] = form.P.at(_grid(x, x, n))
+            if inside.any():
+                diagonal = np.array_equal(i[inside], j[inside])
+                parts["P_t"] = form.P.at(t * n + t if diagonal else _grid(t, t, n))
+        cones = replace(form.cones, zero=form.cones.zero - t.size)
+        places = _places(x, t), _places(rows, gone)
+        return cls(x, t, rows, gone, pivots, diagonal, cones, parts, *places)
+
+    def read(self, read: Read) -> Data:
+        """The smaller program, float64; ``read`` gives the arrays of maps."""
+        dtype = read(self.parts["q_x"]).dtype
+        with _cpu():
+            # P is squared in what t costs: float64, whatever the data are.
+            found = {k: read(part).astype(mx.float64) for k, part in self.parts.items()}
+            pivots = mx.array(self.pivots, dtype=mx.float64)
+            E, f = -found["A_t"] / pivots[:, None], found["b_t"] / pivots
+            cost_x = Cost(found.get("P_x"), found["q_x"])
+            cost_t = Cost(found.get("P_t"), found["q_t"], self.diagonal)
+            P, q = cost_x.P, cost_x.q + _rows(cost_t.slope(f), E)
+            if cost_t.P is not None:
+                EPE = cost_t.conjugated(E)
+                P = EPE if P is None else P + EPE
+            # Where nothing else is batched, x is as many times what f is.
+            q = mx.broadcast_to(q, (*(f if q.ndim == 1 else q).shape[:-1], q.shape[-1]))
+        link = Link(E, f, cost_x, cost_t)
+        return Data(P, q, found["A_x"], found["b_x"], dtype, link)
+
+    def start(self, warm: Any) -> Any:
+        """A warm start of the whole program as one of the smaller."""
+        if not isinstance(warm, (tuple, list)) or len(warm) not in (3, 4):
+            return warm  # None, or what `mlxcone.solve` refuses
+        chosen = []
+        for name, value, kept, gone in zip(
+            "xys", warm, (self.x, self.rows, self.rows), (self.t, self.gone, self.gone), strict=False
+        ):
+            array, size = mlxcone.as_array(f"warm_start.{name}", value), kept.size + gone.size
+            if array.ndim not in (1, 2) or array.shape[-1] != size:
+                raise ValueError(
+                    f"warm_start.{name}: expected shape ({size},) or (B, {size}), "
+                    f"got {tuple(array.shape)}"
+                )
+            chosen.append(mx.take(array, mx.array(kept.astype(np.int32)), axis=-1))
+        return tuple(chosen)
+
+    def restore(self, found: mlxcone.Solution, data: Data) -> mlxcone.Solution:
+        """The solution of the whole program from that of the smaller."""
+        of = data.link
+        assert of is not None
+        with _cpu():
+            status = found.info.status[..., None]
+            solved, zero = status > 0, mx.array(0.0, dtype=mx.float64)
+            # NaN must not meet the sums over lanes that derivatives of a shared E make.
+            x = mx.where(mx.isfinite(found.x), found.x, zero)
+            ray = status == int(mlxcone.Status.UNBOUNDED)
+            t = _rows(x, mx.swapaxes(of.E, -1, -2)) + mx.where(ray, zero, of.f)
+            y = -of.cost_t.slope(t) / mx.array(self.pivots, dtype=mx.float64)
+            objective = mx.where(solved[..., 0], of.cost_x(x) + of.cost_t(t), mx.nan)
+            t = t + _blot(found.x, solved)
+            # The rows that went have no part in a certificate.
+            y = mx.where(solved, y, zero) + _blot(found.y if self.rows.size else found.x, solved)
+            s = mx.zeros_like(y) + _blot(found.s if self.rows.size else found.x, solved)
+            x = _join(self.place_x, found.x, t).astype(data.dtype)
+            y = _join(self.place_rows, found.y, y).astype(data.dtype)
+            s = _join(self.place_rows, found.s, s).astype(data.dtype)
+            info = found.info._replace(objective=objective)
+            info = mlxcone.Info(
+                *(v.astype(data.dtype) if v.dtype == mx.float64 else v for v in info)
+            )
+        return mlxcone.Solution(x, y, s, info)
+
+
+def shortest(form: Canonical) -> Whole | Elimination:
+    """The program with as few variables as its patterns allow."""
+    return Elimination.of(form) or Whole(form)
+
+
+def spoiled(data: Data, wrong: mx.array | None) -> Data:
+    """Data with NaN in the lanes that are ``wrong``, (B,) or ()."""
+    if wrong is None:
+        return data
+    with _cpu():
+        return data._replace(q=data.q + mx.where(wrong, mx.nan, 0.0)[..., None].astype(data.q.dtype))
+
+
+def _cpu() -> Any:
+    return mx.stream(mx.Device(mx.DeviceType.cpu))
+
+
+def _rows(v: mx.array, matrix: mx.array) -> mx.array:
+    """v' M for v (k,) or (B, k) and M (k, l) or (B, k, l)."""
+    return v @ matrix if matrix.ndim == 2 else (v[..., None, :] @ matrix)[..., 0, :]
+
+
+def _blot(v: mx.array, solved: mx.array) -> mx.array:
+    """Zero in a lane that is solved; else NaN if v is, and with the derivatives of v."""
+    total = mx.sum(v, axis=-1, keepdims=True)
+    return mx.where(solved, mx.array(0.0, dtype=v.dtype), total - mx.stop_gradient(total))
+
+
+def _join(place: SparseMap, kept: mx.array, gone: mx.array) -> mx.array:
+    """Both in the order of the whole program."""
+    both = mx.concatenate([kept, gone], axis=-1)
+    return place(both) if both.ndim == 2 else place(both[None])[0]
+
+
+def _grid(rows: np.ndarray, columns: np.ndarray, width: int) -> np.ndarray:
+    """Where a block stands in the flat entries of a matrix."""
+    return rows[:, None] * width + columns
+
+
+def _places(kept: np.ndarray, gone: np.ndarray) -> SparseMap:
+    """From (kept, gone) to the order of the whole."""
+    order, size = np.concatenate([kept, gone]), kept.size + gone.size
+    return SparseMap(sp.coo_array((np.ones(size), (order, np.arange(size))), shape=(size, size)))
+
+
+def _pattern(part: DataMap) -> tuple[np.ndarray, np.ndarray]:
+    """Rows and columns of a matrix where an entry may be other than zero."""
+    flat = np.flatnonzero(np.diff(part.linear.matrix().indptr))
+    return flat // part.shape[-1], flat % part.shape[-1]
+
+
+def _singletons(form: Canonical) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Columns with one entry in A, a constant in an equality row; the rows, one each; the entry."""
+    (m, n), maps = form.A.shape, form.A.linear.matrix()
+    i, j = _pattern(form.A)
+    alone = (np.bincount(j, minlength=n)[j] == 1) & (i < form.cones.zero)
+    i, j = i[alone], j[alone]
+    begin = maps.indptr[i * n + j]
+    constant = maps.indptr[i * n + j + 1] - begin == 1
+    constant &= maps.indices[begin] == maps.shape[1] - 1
+    i, j, entries = i[constant], j[constant], maps.data[begin[constant]]
+    _, first = np.unique(i, return_index=True)
+    return j[first], i[first], entries[first]
+
+
+def _closed(P: DataMap | None, columns: np.ndarray) -> np.ndarray:
+    """Which columns P does not tie, directly or through others of them, to the rest."""
+    keep = np.ones(columns.size, dtype=bool)
+    if P is None:
+        return keep
+    i, j = _pattern(P)
+    while True:
+        inside = np.isin(np.arange(P.shape[0]), columns[keep])
+        tied = np.concatenate([i[inside[i] & ~inside[j]], j[inside[j] & ~inside[i]]])
+        if not tied.size:
+            return keep
+        keep &= ~np.isin(columns, tied)
