@@ -122,7 +122,7 @@ class Ladder:
         return mx.maximum(result.primal, result.dual)[:, None]
 
     def _split(self, work: Splitting, dtype: mx.Dtype, handover: float) -> Splitting:
-        """Splitting on the open lanes that have iterations left, then a look at those that drift.
+        """Splitting on the open lanes that have iterations left.
 
         In float32 a lane has a first budget in all, in float64 five times what it has spent.
         """
@@ -137,8 +137,6 @@ class Ladder:
             work = self.split(work, which, min(wanted, most - largest), dtype, handover)
             drifting: Any = work.drifts.tolist()
             self.drifting = [k for k in which if drifting[k]]
-            if self.cones.symmetric or not self.central:
-                self.certify(self.drifting, self.drifting, work.dx, work.dy)
         return work
 
     def split(
@@ -191,6 +189,12 @@ class Ladder:
                     self.certificates[lane] = (status, found, position)
                     if decisive[position]:
                         self.status[lane] = status
+
+    def _certify_drifting(self, work: Splitting) -> None:
+        """Certificates along the last steps of the lanes that drift and have no solution yet."""
+        # Where projections are costly, rays are sooner found on the central path.
+        if self.cones.symmetric or not self.central:
+            self.certify(self.drifting, self.drifting, work.dx, work.dy)
 
     def newton(self, refinement: Refinement, steps: int) -> None:
         """Newton on every open lane."""
@@ -248,9 +252,9 @@ class Ladder:
         # A first, short try of Newton: most lanes need no more.
         work = self._split(self.start(warm), mx.float32, handover)
         best = self._refinement(work)
-        # Where projections are costly, rays are sooner found on the central path.
-        self.interior(best, self.drifting)
         self.newton(best, min(_FIRST_STEPS, self.settings.newton_iters))
+        self._certify_drifting(work)
+        self.interior(best, self.drifting)
         dtype = mx.float32
         while self.open_lanes() and time.monotonic() < self.deadline:
             handover *= _TIGHTER
@@ -258,6 +262,7 @@ class Ladder:
             work = self._split(work, dtype, handover)
             again = self._refinement(work)
             self.newton(again, self.settings.newton_iters)
+            self._certify_drifting(work)
             if dtype == mx.float32:
                 self.interior(again, self.open_lanes())
             else:

@@ -125,7 +125,7 @@ class Settings:
     time_limit_secs: float = 0.0
     data_rounding: float = 0.0
     alpha: float = 1.6
-    scale: float = 0.1
+    scale: float = 1.0
     adaptive_scale: bool = True
     rho_x: float = 1e-3
     normalize: bool = True
