@@ -26,11 +26,13 @@ from mlxcone.operators import Rectangular
 from mlxcone.problem import Program
 from mlxcone.settings import Settings
 from mlxcone.solution import evaluated
+from mlxcone.structure import Structure
 from mlxcone.status import SolverError, Status
 
 # Ranks of the arguments P, q, A, b and of the warm start x, y, s without a batch axis.
 _RANKS = (2, 1, 2, 1, 1, 1, 1)
 _DIFFERENTIABLE = 3  # x, y and s come first in the outcome
+_NONE = Structure()
 _ORDINARY = 14  # entries of the outcome without smoothing
 
 
@@ -49,14 +51,17 @@ def _lanes(arguments: tuple[mx.array, ...]) -> int:
 
 
 @on_cpu
-def _program(arguments: tuple[mx.array, ...], has_P: bool) -> Program:
+def _program(
+    arguments: tuple[mx.array, ...], has_P: bool, structure: Structure = _NONE
+) -> Program:
     """Float64 program with every vector batched; a float64 graph of the arguments."""
     total = _lanes(arguments)
     P, q, A, b = (a.astype(mx.float64) for a in arguments[:4])
     if P.ndim == 3 or has_P:
         P = 0.5 * (P + mx.swapaxes(P, -1, -2))
     q, b = (mx.broadcast_to(v, (total, v.shape[-1])) for v in (q, b))
-    return Program(P if has_P else None, q, Rectangular.of(A), b)
+    diagonal = mx.diagonal(P) if structure.diagonal else None
+    return Program(P if has_P else None, q, Rectangular.of(A, structure.places), b, diagonal)
 
 
 @on_cpu
@@ -137,9 +142,17 @@ class Cache:
 
 
 def custom(
-    cones: Cones, settings: Settings, has_P: bool, warm: bool, cache: Cache | None = None
+    cones: Cones,
+    settings: Settings,
+    has_P: bool,
+    warm: bool,
+    structure: Structure,
+    cache: Cache | None = None,
 ) -> Any:
-    """The custom function of (P, q, A, b[, x, y, s]) for one kind of problem."""
+    """The custom function of (P, q, A, b[, x, y, s]) for one kind of problem.
+
+    Derivatives make no use of the structure: zeros of the data are variables, too.
+    """
     product = Product(cones)
     smooth_rows = product.without_boxes().rows if settings.smoothing else None
 
@@ -157,7 +170,7 @@ def custom(
         if has_P and not settings.fixed_iters:
             problem.check_symmetric(detached[0])
         start = _start(detached) if warm else None
-        program = _program(detached, has_P)
+        program = _program(detached, has_P, structure)
         setup = None if cache is None else cache.get(program, product, settings)
         rounding = settings.data_rounding or mx.finfo(arguments[1].dtype).eps
         climb = unrolled.run if settings.fixed_iters else ladder.run

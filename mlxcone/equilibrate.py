@@ -20,6 +20,7 @@ from mlxcone.problem import Program, take_lanes
 
 _PASSES = 10
 _LEAST, _MOST = 2.0**-14, 2.0**14
+_WELL_ABOVE = 1e-3  # zero: entries of an equilibrated P that may be divided by
 
 
 class Scaling(NamedTuple):
@@ -100,12 +101,20 @@ def _normalizer(*vectors: mx.array) -> mx.array:
 
 
 class Setup(NamedTuple):
-    """What depends on P and A alone: d (1 or B, n), e (1 or B, m), P^ and A^."""
+    """What depends on P and A alone: d (1 or B, n), e (1 or B, m), P^ and A^.
+
+    ``diagonal`` is that of P^ if P^ is diagonal and well away from zero.
+    """
 
     d: mx.array
     e: mx.array
     P: mx.array | None
     A: Rectangular
+    diagonal: mx.array | None = None
+
+    def program(self, q: mx.array, b: mx.array) -> Program:
+        """With these q and b."""
+        return Program(self.P, q, self.A, b, self.diagonal)
 
 
 def setup(program: Program, cones: Product, normalize: bool) -> Setup:
@@ -115,7 +124,12 @@ def setup(program: Program, cones: Product, normalize: bool) -> Setup:
         d, e = (a.astype(dtype) for a in _ruiz(program, cones))
     else:
         d, e = (mx.ones((1, size), dtype=dtype) for size in (program.n, program.m))
-    return Setup(d, e, *_scaled_matrices(program, d, e))
+    P, A = _scaled_matrices(program, d, e)
+    if program.diagonal is None or P is None:
+        return Setup(d, e, P, A)
+    diagonal = mx.diagonal(P)
+    usable = bool(mx.all(diagonal >= _WELL_ABOVE).item())
+    return Setup(d, e, P, A, diagonal if usable else None)
 
 
 def normalize(setup: Setup, program: Program, enabled: bool) -> tuple[Scaling, Program]:
@@ -127,8 +141,7 @@ def normalize(setup: Setup, program: Program, enabled: bool) -> tuple[Scaling, P
     elif enabled:
         # One factor for both keeps P^ = D P D: a shared P stays shared.
         primal = dual = _normalizer(program.b * e, program.q * d)
-    scaled = Program(setup.P, program.q * d * dual, setup.A, program.b * e * primal)
-    return Scaling(d, e, primal, dual), scaled
+    return Scaling(d, e, primal, dual), setup.program(program.q * d * dual, program.b * e * primal)
 
 
 def apply(scaling: Scaling, program: Program) -> Program:
@@ -150,4 +163,4 @@ def _scaled_matrices(
         return matrix * left[:, :, None] * right[:, None, :]
 
     P = None if program.P is None else scaled(program.P, d, d)
-    return P, Rectangular.of(scaled(program.A.matrix, e, d))
+    return P, Rectangular.of(scaled(program.A.matrix, e, d), program.A.places)

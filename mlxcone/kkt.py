@@ -35,7 +35,7 @@ from typing import Any
 
 import mlx.core as mx
 
-from mlxcone import residual_map
+from mlxcone import low_rank, residual_map
 from mlxcone._linalg import spd_inverse
 from mlxcone.cones.product import Product
 from mlxcone.operators import row_times
@@ -70,9 +70,27 @@ def reduced_inverse(
     program: Program, cones: Product, atoms: list[Any], eps: float = EPSILON, sigma: float = SIGMA
 ) -> tuple[mx.array, mx.array]:
     """H^-1, (B, n, n), and whether H could be factored, (B,)."""
+    if program.A.places and cones.polyhedral:
+        return _sparse_inverse(program, cones, atoms, eps, sigma)
     weighted = weighted_rows(program, cones, atoms, _penalty(eps))
     H = normal_matrix(program, weighted, sigma)
     return spd_inverse(mx.broadcast_to(H, (program.lanes, program.n, program.n)))
+
+
+def _sparse_inverse(
+    program: Program, cones: Product, atoms: list[Any], eps: float, sigma: float
+) -> tuple[mx.array, mx.array]:
+    """The same where W is diagonal and most rows of A have one entry."""
+    A, n = program.A, program.n
+    eye = mx.eye(n, dtype=program.q.dtype)
+    w = cones.spectral(atoms, _penalty(eps), mx.ones((1, program.m), dtype=eye.dtype))
+    if low_rank.fits(program):
+        return low_rank.factor(program, w, sigma).explicit()
+    H = low_rank.slopes(program, w, sigma)[..., None] * eye
+    H = H if program.P is None else H + program.P
+    if A.dense is not None:
+        H = H + A.dense[1] @ (A.other_rows(w)[..., None] * A.dense[0])
+    return spd_inverse(mx.broadcast_to(H, (program.lanes, n, n)))
 
 
 class Jacobian:

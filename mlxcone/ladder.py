@@ -17,7 +17,7 @@ from mlxcone.problem import Program, unusable
 from mlxcone.refine import Refinement
 from mlxcone.report import Table
 from mlxcone.settings import Settings
-from mlxcone.splitting_factor import Explicit
+from mlxcone.splitting_factor import Factor
 from mlxcone.status import Status
 
 _FIRST_BUDGET = 400  # float32 iterations before refinement takes over whatever is left
@@ -53,17 +53,17 @@ class Setup(NamedTuple):
     """What depends on P and A alone: equilibrated matrices and the splitting's first factor."""
 
     matrices: equilibrate.Setup
-    factor: Explicit
+    factor: Factor
 
 
 @on_cpu
 def prepare(program: Program, cones: Product, settings: Settings) -> Setup:
     """Equilibrate and factor once for many q and b; q and b of ``program`` do not matter."""
     matrices = equilibrate.setup(program, cones, settings.normalize)
-    scaled = Program(matrices.P, program.q, matrices.A, program.b)
+    scaled = matrices.program(program.q, program.b)
     scale = mx.full((1, 1), settings.scale, dtype=program.q.dtype)
     unit = admm.unit_weights(cones)
-    return Setup(matrices, splitting_factor.explicit(scaled, scale, unit, settings.rho_x))
+    return Setup(matrices, splitting_factor.factor(scaled, scale, unit, settings.rho_x))
 
 
 class Ladder:

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 import mlx.core as mx
 
-from mlxcone import admm, lanes, residuals, splitting_factor
+from mlxcone import admm, lanes, low_rank, residuals, splitting_factor
 from mlxcone.admm import State
 from mlxcone.anderson import Memory
 from mlxcone.cones.product import Product
@@ -150,7 +150,7 @@ class Loop:
         self._pencil: Pencil | None = None
 
     def run(
-        self, work: Splitting, first: Explicit | None, budget: int, table: Table, deadline: float
+        self, work: Splitting, first: Factor | None, budget: int, table: Table, deadline: float
     ) -> Splitting:
         """Iterate.
 
@@ -196,7 +196,7 @@ class Loop:
                 live = self._rebalance(live, check, left)
         return work
 
-    def _enter(self, work: Splitting, first: Explicit | None) -> _Live:
+    def _enter(self, work: Splitting, first: Factor | None) -> _Live:
         """Every lane, from where ``work`` left it."""
         state = State(work.x.astype(self.dtype), work.w.astype(self.dtype))
         lookback = self.settings.acceleration_lookback
@@ -216,6 +216,8 @@ class Loop:
     def _factor(self, scale: mx.array) -> Factor:
         """In float64, whatever the loop's dtype."""
         rho_x = self.settings.rho_x
+        if low_rank.fits(self.program):
+            return low_rank.factor(self.program, scale * self.unit, rho_x)
         if not splitting_factor.shares_matrices(self.program):
             return splitting_factor.explicit(self.program, scale, self.unit, rho_x)
         if bool(mx.all(scale == scale[0]).item()):

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import mlx.core as mx
+
+# Row, column and length of a run of rows with one entry each, in as many columns one by one.
+Place = tuple[int, int, int]
 
 
 def row_times(x: mx.array, matrix: mx.array) -> mx.array:
@@ -21,21 +25,102 @@ def outer(left: mx.array, right: mx.array, shared: bool) -> mx.array:
     return left[:, :, None] * right[:, None, :]
 
 
+def padded(v: mx.array, before: int, size: int) -> mx.array:
+    """``v`` (B, k) from entry ``before`` on among ``size``, zero elsewhere."""
+    if v.shape[1] == size:
+        return v
+    return mx.pad(v, [(0, 0), (before, size - before - v.shape[1])])
+
+
 class Rectangular(NamedTuple):
-    """A matrix (m, n) or (B, m, n) beside a contiguous copy of its transpose."""
+    """A matrix (m, n) or (B, m, n) beside a contiguous copy of its transpose.
+
+    If ``places`` are given, its rows there are diagonal blocks: ``entries`` holds their diagonals,
+    (k,) or (B, k) each, and ``dense`` the other rows and the transpose of those.
+    """
 
     matrix: mx.array
     transposed: mx.array
+    places: tuple[Place, ...] = ()
+    entries: tuple[mx.array, ...] = ()
+    dense: tuple[mx.array, mx.array] | None = None
 
     @classmethod
-    def of(cls, matrix: mx.array) -> Rectangular:
+    def of(cls, matrix: mx.array, places: tuple[Place, ...] = ()) -> Rectangular:
         """Keep both orders, so that neither product strides through memory."""
-        return cls(matrix, mx.contiguous(mx.swapaxes(matrix, -1, -2)))
+        transposed = _turned(matrix)
+        if not places:
+            return cls(matrix, transposed)
+        entries = tuple(
+            mx.diagonal(matrix[..., i : i + k, j : j + k], axis1=-2, axis2=-1) for i, j, k in places
+        )
+        gaps = _gaps(places, matrix.shape[-2])
+        rest = [matrix[..., low:high, :] for low, high in gaps]
+        if not rest:
+            return cls(matrix, transposed, places, entries)
+        rows = mx.contiguous(rest[0] if len(rest) == 1 else mx.concatenate(rest, axis=-2))
+        return cls(matrix, transposed, places, entries, (rows, _turned(rows)))
+
+    @property
+    def others(self) -> int:
+        """Number of rows that are in no diagonal block."""
+        return self.matrix.shape[-2] - sum(k for _, _, k in self.places)
+
+    def map(self, change: Callable[[mx.array, int], mx.array]) -> Rectangular:
+        """All arrays changed; ``change`` gets each with the number of axes it has with lanes."""
+        dense = None if self.dense is None else tuple(change(a, 3) for a in self.dense)
+        return Rectangular(
+            change(self.matrix, 3),
+            change(self.transposed, 3),
+            self.places,
+            tuple(change(a, 2) for a in self.entries),
+            dense,  # type: ignore[arg-type]
+        )
 
     def times(self, x: mx.array) -> mx.array:
         """A x, (B, m)."""
-        return row_times(x, self.transposed)
+        if not self.places:
+            return row_times(x, self.transposed)
+        full = None if self.dense is None else row_times(x, self.dense[1])
+        parts: dict[int, mx.array] = {}
+        for (i, j, k), entries in zip(self.places, self.entries, strict=True):
+            parts[i] = (x if k == x.shape[1] else x[:, j : j + k]) * entries
+        at = 0
+        for low, high in _gaps(self.places, self.matrix.shape[-2]):
+            assert full is not None
+            parts[low] = full[:, at : at + high - low]
+            at += high - low
+        ordered = [parts[row] for row in sorted(parts)]
+        return ordered[0] if len(ordered) == 1 else mx.concatenate(ordered, axis=1)
 
     def transpose_times(self, y: mx.array) -> mx.array:
         """A'y, (B, n)."""
-        return row_times(y, self.matrix)
+        if not self.places:
+            return row_times(y, self.matrix)
+        total = self.sum_blocks([y[:, i : i + k] for i, _, k in self.places])
+        return total if self.dense is None else total + row_times(self.other_rows(y), self.dense[0])
+
+    def sum_blocks(self, parts: list[mx.array]) -> mx.array:
+        """The diagonal blocks, transposed, times parts (B, k), summed: (B, n)."""
+        n, total = self.matrix.shape[-1], None
+        for (_, j, _), entries, part in zip(self.places, self.entries, parts, strict=True):
+            here = padded(part * entries, j, n)
+            total = here if total is None else total + here
+        assert total is not None
+        return total
+
+    def other_rows(self, y: mx.array) -> mx.array:
+        """Those of ``y`` (B, m) that are in no diagonal block."""
+        parts = [y[:, low:high] for low, high in _gaps(self.places, y.shape[1])]
+        return parts[0] if len(parts) == 1 else mx.concatenate(parts, axis=1)
+
+
+def _turned(matrix: mx.array) -> mx.array:
+    return mx.contiguous(mx.swapaxes(matrix, -1, -2))
+
+
+def _gaps(places: tuple[Place, ...], rows: int) -> list[tuple[int, int]]:
+    """Ranges of rows between the blocks."""
+    ends = [0, *(i + k for i, _, k in places)]
+    starts = [*(i for i, _, _ in places), rows]
+    return [(low, high) for low, high in zip(ends, starts, strict=True) if low < high]

@@ -20,13 +20,15 @@ class Program(NamedTuple):
     """minimize 1/2 x'Px + q'x subject to A x + s = b, s in K, for B lanes.
 
     P is None, (n, n) or (B, n, n); A holds (m, n) or (B, m, n); q is (B, n) and b (B, m). A
-    matrix without the batch axis is shared by all lanes.
+    matrix without the batch axis is shared by all lanes. ``diagonal`` (n,) is that of P if P is
+    known to have nothing else.
     """
 
     P: mx.array | None
     q: mx.array
     A: Rectangular
     b: mx.array
+    diagonal: mx.array | None = None
 
     @property
     def lanes(self) -> int:
@@ -42,19 +44,22 @@ class Program(NamedTuple):
 
     def P_times(self, x: mx.array) -> mx.array:
         """P x, (B, n); P is symmetric."""
+        if self.diagonal is not None:
+            return x * self.diagonal
         return mx.zeros_like(x) if self.P is None else row_times(x, self.P)
 
     def astype(self, dtype: mx.Dtype) -> Program:
         """All arrays in another dtype."""
         P = None if self.P is None else self.P.astype(dtype)
-        A = Rectangular(self.A.matrix.astype(dtype), self.A.transposed.astype(dtype))
-        return Program(P, self.q.astype(dtype), A, self.b.astype(dtype))
+        A = self.A.map(lambda array, axes: array.astype(dtype))
+        diagonal = None if self.diagonal is None else self.diagonal.astype(dtype)
+        return Program(P, self.q.astype(dtype), A, self.b.astype(dtype), diagonal)
 
     def take(self, lanes: mx.array) -> Program:
         """The sub-batch of some lanes; shared matrices stay shared."""
         P = None if self.P is None else take_lanes(self.P, lanes, 3)
-        A = Rectangular(*(take_lanes(a, lanes, 3) for a in self.A))
-        return Program(P, self.q[lanes], A, self.b[lanes])
+        A = self.A.map(lambda array, axes: take_lanes(array, lanes, axes))
+        return Program(P, self.q[lanes], A, self.b[lanes], self.diagonal)
 
 
 def take_lanes(array: mx.array, lanes: mx.array, batched_ndim: int) -> mx.array:
@@ -223,5 +228,5 @@ def without(program: Program, bad: mx.array) -> Program:
         return mx.where(mx.isfinite(array), array, 0.0)
 
     P = None if program.P is None else clean(program.P)
-    A = type(program.A)(*(clean(a) for a in program.A))
+    A = program.A.map(lambda array, axes: clean(array))
     return Program(P, clean(program.q), A, clean(program.b))

@@ -9,12 +9,13 @@ from typing import Any
 import mlx.core as mx
 import numpy as np
 
-from mlxcone import problem
+from mlxcone import problem, structure
 from mlxcone._linalg import on_cpu
 from mlxcone.cones.product import Cones, Product
 from mlxcone.differentiable import Cache, custom
 from mlxcone.problem import reorder
 from mlxcone.settings import Settings
+from mlxcone.structure import Structure
 from mlxcone.solution import Info, Solution, evaluated
 
 _shared_custom = functools.lru_cache(maxsize=256)(custom)
@@ -136,7 +137,9 @@ def _solve(
     data = [none if args.P is None else args.P, args.q, *rows]
     if start is not None:
         data += _warm(start, args, product)
-    outputs = functions(cones, settings, args.P is not None, start is not None)(*data)
+    # A solve of fixed length may be compiled, and used with other numbers.
+    found = Structure() if settings.fixed_iters else structure.find(args.P, data[2])
+    outputs = functions(cones, settings, args.P is not None, start is not None, found)(*data)
     return evaluated(_solution(outputs, args, product, settings))
 
 

@@ -12,8 +12,9 @@ from typing import NamedTuple
 
 import mlx.core as mx
 
-from mlxcone import kkt, lanes
+from mlxcone import kkt, lanes, low_rank
 from mlxcone._linalg import spd_inverse, spd_pencil
+from mlxcone.low_rank import LowRank
 from mlxcone.operators import row_times
 from mlxcone.problem import Program, take_lanes
 
@@ -56,12 +57,19 @@ class Spectral(NamedTuple):
         return Spectral(*(a.astype(dtype) for a in self))
 
 
-Factor = Explicit | Spectral
+Factor = Explicit | Spectral | LowRank
 
 
 def shares_matrices(program: Program) -> bool:
     """Whether P and A serve every lane."""
     return program.A.matrix.ndim == 2 and (program.P is None or program.P.ndim == 2)
+
+
+def factor(program: Program, scale: mx.array, unit: mx.array, rho_x: float) -> Factor:
+    """The inverse at one scale, (1, 1), in the form that fits the program."""
+    if low_rank.fits(program):
+        return low_rank.factor(program, scale * unit, rho_x)
+    return explicit(program, scale, unit, rho_x)
 
 
 def explicit(program: Program, scale: mx.array, unit: mx.array, rho_x: float) -> Explicit:

@@ -295,6 +295,11 @@ class Product:
         return not any(isinstance(g, Exponential | Power | PowerND) for g in self.groups)
 
     @property
+    def polyhedral(self) -> bool:
+        """Whether D is diagonal, for there are equalities and inequalities only."""
+        return all(isinstance(g, Zero | NonNeg) for g in self.groups)
+
+    @property
     def zero_rows(self) -> int:
         """Number of equality rows; they come first."""
         return sum(g.rows for g in self.groups if isinstance(g, Zero))
