@@ -23,6 +23,7 @@ from mlxcone.status import Status
 _FIRST_BUDGET = 400  # float32 iterations before refinement takes over whatever is left
 _COSTLY_BUDGET = 150  # the same where projections take longer than a step of interior points
 _FIRST_STEPS = 3  # Newton steps of the first try
+_TRIES = 2  # in float32, after the first
 _TIGHTER = 0.05  # each further try begins at a residual smaller by this
 _CERTIFICATE_ITERS = 60
 _DRIFT = 1e-3  # of a ray that is worth a look for a certificate, beside its value
@@ -255,7 +256,7 @@ class Ladder:
         self.newton(best, min(_FIRST_STEPS, self.settings.newton_iters))
         self._certify_drifting(work)
         self.interior(best, self.drifting)
-        dtype = mx.float32
+        dtype, tries = mx.float32, _TRIES if self.cones.symmetric else 1
         while self.open_lanes() and time.monotonic() < self.deadline:
             handover *= _TIGHTER
             before = work.iterations
@@ -263,8 +264,10 @@ class Ladder:
             again = self._refinement(work)
             self.newton(again, self.settings.newton_iters)
             self._certify_drifting(work)
+            tries -= 1
             if dtype == mx.float32:
-                self.interior(again, self.open_lanes())
+                # Steps of interior points cost more than a closer start for Newton's.
+                self.interior(again, self.drifting if tries else self.open_lanes())
             else:
                 self.multipliers(again)
             best.adopt(again)
@@ -274,7 +277,7 @@ class Ladder:
             # Stubborn lanes: more splitting, now in float64, and refinement from there.
             if dtype == mx.float64 and bool(mx.all(work.iterations == before).item()):
                 break
-            dtype = mx.float64
+            dtype = mx.float32 if tries > 0 else mx.float64
         best.finish()
         self._conclude(best)
         return self._outcome(work, best)
