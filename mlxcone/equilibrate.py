@@ -19,6 +19,7 @@ from mlxcone.operators import Rectangular
 from mlxcone.problem import Program, take_lanes
 
 _PASSES = 10
+_EVEN = 8.0  # norms of rows and columns that differ by no more are left alone
 _LEAST, _MOST = 2.0**-14, 2.0**14
 _WELL_ABOVE = 1e-3  # zero: entries of an equilibrated P that may be divided by
 
@@ -66,7 +67,18 @@ def _largest(matrix: mx.array, axis: int) -> mx.array:
     return mx.max(matrix, axis=axis) if matrix.size else mx.zeros((*matrix.shape[:-2], 1))
 
 
-def _ruiz(program: Program, cones: Product) -> tuple[mx.array, mx.array]:
+def _norms(
+    P: mx.array | None, A: mx.array, cones: Product, d: mx.array, e: mx.array
+) -> tuple[mx.array, mx.array]:
+    """Largest entry of each column of (D P D ; E A D) and of each row of E A D, uniform in K."""
+    scaled = A * e[:, :, None] * d[:, None, :]
+    column = _largest(scaled, 1)
+    if P is not None:
+        column = mx.maximum(column, _largest(P * d[:, :, None] * d[:, None, :], 1))
+    return column, cones.uniform(_largest(scaled, 2))
+
+
+def _ruiz(program: Program, cones: Product, look: bool) -> tuple[mx.array, mx.array]:
     # float32 is plenty for factors that are rounded to powers of two.
     A = mx.abs(program.A.matrix).astype(mx.float32)
     A = A if A.ndim == 3 else A[None]
@@ -75,20 +87,27 @@ def _ruiz(program: Program, cones: Product) -> tuple[mx.array, mx.array]:
         P = mx.abs(program.P).astype(mx.float32)
         P = P if P.ndim == 3 else P[None]
     lanes = max(A.shape[0], 1 if P is None else P.shape[0])
-    d = mx.ones((lanes, program.n), dtype=mx.float32)
     # The bounds below hold relative to the size of A as a whole.
     size = _normalizer(A.reshape(A.shape[0], A.shape[1] * A.shape[2]))
-    e = mx.broadcast_to(size, (lanes, program.m))
-    for _ in range(_PASSES):
-        scaled = A * e[:, :, None] * d[:, None, :]
-        column = _largest(scaled, 1)
-        if P is not None:
-            column = mx.maximum(column, _largest(P * d[:, :, None] * d[:, None, :], 1))
-        row = cones.uniform(_largest(scaled, 2))
+    first = mx.ones((lanes, program.n), dtype=mx.float32), mx.broadcast_to(size, (lanes, program.m))
+    norms = column, row = _norms(P, A, cones, *first)
+    fine = mx.logical_and(_even(column), _even(row))
+    if look and bool(mx.all(fine).item()):
+        return first
+    d, e = first
+    for left in reversed(range(_PASSES)):
+        column, row = norms
         d = mx.clip(d * _inverse_root(column), _LEAST, _MOST)
         e = mx.clip(e * _inverse_root(row), _LEAST * size, _MOST * size)
-    e = mx.where(row > 0, e, 1.0)
-    return _power_of_two(d), _power_of_two(e)
+        norms = _norms(P, A, cones, d, e) if left else norms
+    e = _power_of_two(mx.where(norms[1] > 0, e, 1.0))
+    return mx.where(fine, first[0], _power_of_two(d)), mx.where(fine, first[1], e)
+
+
+def _even(norms: mx.array) -> mx.array:
+    """Whether the norms of a lane are about 1, (B, 1)."""
+    near = mx.logical_and(norms >= 1.0 / _EVEN, norms <= _EVEN)
+    return mx.all(mx.logical_or(near, norms == 0), axis=1, keepdims=True)
 
 
 def _normalizer(*vectors: mx.array) -> mx.array:
@@ -117,11 +136,15 @@ class Setup(NamedTuple):
         return Program(self.P, q, self.A, b, self.diagonal)
 
 
-def setup(program: Program, cones: Product, normalize: bool) -> Setup:
-    """Equilibrate the matrices of a float64 program; all factors 1 if ``normalize`` is off."""
+def setup(program: Program, cones: Product, normalize: bool, look: bool = True) -> Setup:
+    """Equilibrate the matrices of a float64 program; all factors 1 if ``normalize`` is off.
+
+    Lanes whose rows and columns are of one size already are left alone; without ``look``, that
+    they all may be is no reason to evaluate anything.
+    """
     dtype = program.q.dtype
     if normalize:
-        d, e = (a.astype(dtype) for a in _ruiz(program, cones))
+        d, e = (a.astype(dtype) for a in _ruiz(program, cones, look))
     else:
         d, e = (mx.ones((1, size), dtype=dtype) for size in (program.n, program.m))
     P, A = _scaled_matrices(program, d, e)

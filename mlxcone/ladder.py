@@ -60,7 +60,7 @@ class Setup(NamedTuple):
 @on_cpu
 def prepare(program: Program, cones: Product, settings: Settings) -> Setup:
     """Equilibrate and factor once for many q and b; q and b of ``program`` do not matter."""
-    matrices = equilibrate.setup(program, cones, settings.normalize)
+    matrices = equilibrate.setup(program, cones, settings.normalize, not settings.fixed_iters)
     scaled = matrices.program(program.q, program.b)
     scale = mx.full((1, 1), settings.scale, dtype=program.q.dtype)
     unit = admm.unit_weights(cones)
