@@ -20,12 +20,14 @@ import mlx.core as mx
 from mlxcone import anderson
 from mlxcone.anderson import Memory
 from mlxcone.cones.product import Product
-from mlxcone.problem import Program
+from mlxcone.operators import row_times
+from mlxcone.problem import Program, take_lanes
 from mlxcone.splitting_factor import Factor
 
 # Equality rows are always active and weigh more. Rounding moves y by R ulp(b) in every step, so in
 # float32 a larger factor (OSQP and SCS: 1e3) costs the digits that refinement starts from.
 _EQUALITY_FACTOR = 10.0
+_SMALL = 12.0  # largest n m / (n + m) for which a step is one product
 _LEAST_SCALE, _MOST_SCALE = 1e-6, 1e4
 
 
@@ -36,13 +38,78 @@ class State(NamedTuple):
     w: mx.array
 
 
+class Fused(NamedTuple):
+    """A step of a small program with linear cones as one product.
+
+    With u = 2 s - w for w, and x for x, both in one vector, (x~, s~) = u G + h:
+    x~ = u (rho_x K ; -R A K) - K (q - A'R b),  s~ = b - A x~,  K = (P + rho_x I + A'R A)^-1.
+    ``product`` and ``constant`` are alpha G and alpha h; the iterate lies between ``low`` and
+    ``high`` where it is projected.
+    """
+
+    product: mx.array
+    constant: mx.array
+    low: mx.array
+    high: mx.array | None
+
+    @classmethod
+    def of(
+        cls,
+        program: Program,
+        cones: Product,
+        inverse: mx.array,
+        weights: mx.array,
+        rho_x: float,
+        alpha: float,
+    ) -> Fused:
+        """From K, (n, n) or (B, n, n), and R, (1 or B, m)."""
+        A, n = program.A, program.n
+        shared = inverse.ndim == 2
+        R = weights[0][:, None] if shared else weights[..., None]
+        top = mx.concatenate([rho_x * inverse, -(R * (A.matrix @ inverse))], axis=-2)
+        x = -row_times(program.q - A.transpose_times(weights * program.b), inverse)
+        product = mx.concatenate([top, -(top @ A.transposed)], axis=-1)
+        constant = mx.concatenate([x, program.b - A.times(x)], axis=1)
+        bounds = [-float("inf")] * n + [0.0] * program.m
+        low = mx.array(bounds, dtype=x.dtype)
+        high = None
+        if cones.zero_rows:
+            free = [float("inf")] * n + [0.0] * cones.zero_rows
+            high = mx.array(free + [float("inf")] * (program.m - cones.zero_rows), dtype=x.dtype)
+        return cls(alpha * product, alpha * constant, low, high)
+
+    @staticmethod
+    def fits(program: Program, cones: Product) -> bool:
+        """Whether one product is no more work than the step's own."""
+        n, m = program.n, program.m
+        return cones.polyhedral and 0 < m and n * m <= _SMALL * (n + m)
+
+    def take(self, chosen: mx.array) -> Fused:
+        """Some lanes."""
+        product = take_lanes(self.product, chosen, 3)
+        return self._replace(product=product, constant=self.constant[chosen])
+
+    def advance(self, state: State, alpha: mx.array, steps: int) -> State:
+        """``steps`` iterations."""
+        flat = _flat(state)
+        for _ in range(steps):
+            inside = mx.maximum(flat, self.low)
+            inside = inside if self.high is None else mx.minimum(inside, self.high)
+            moved = row_times(2.0 * inside - flat, self.product)
+            flat = flat - alpha * inside + self.constant + moved
+        return _unflat(flat, state.x.shape[1])
+
+
 class Operator(NamedTuple):
-    """What one step needs: program, (P + rho_x I + A'R A)^-1, R (B, m) and alpha."""
+    """What one step needs: program, (P + rho_x I + A'R A)^-1, R (B, m), alpha, and if it is small
+    the step as one product.
+    """
 
     program: Program
     factor: Factor
     weights: mx.array
     alpha: mx.array
+    fused: Fused | None = None
 
     def take(self, chosen: mx.array, program: Program) -> Operator:
         """Some lanes, of which ``program`` is the program."""
@@ -50,6 +117,7 @@ class Operator(NamedTuple):
             program=program,
             factor=self.factor.take(chosen),
             weights=self.weights[chosen],
+            fused=None if self.fused is None else self.fused.take(chosen),
         )
 
 
@@ -114,6 +182,8 @@ def advance(
         memory = memory.forget(mx.logical_not(good))
         state = _unflat(mx.where(good, trial, plain), op.program.n)
         steps -= 2
+    if op.fused is not None:
+        return op.fused.advance(state, op.alpha, steps), memory
     for _ in range(steps):
         state = step(cones, op, state)
     return state, memory

@@ -25,7 +25,7 @@ from mlxcone.cones.power_nd import PowerND
 from mlxcone.cones.product import Product
 from mlxcone.cones.second_order import SecondOrder
 from mlxcone.cones.semidefinite import Semidefinite2
-from mlxcone.cones.zero import Zero
+from mlxcone.cones.linear import Linear
 from mlxcone.equilibrate import Scaling
 from mlxcone.problem import Program
 from mlxcone.residuals import dot
@@ -246,6 +246,7 @@ def atoms(cones: Product, y: mx.array, s: mx.array, mu: mx.array) -> list[Any]:
     """Of D = (I + W^2)^-1, the identity on equalities."""
     found = []
     for group, at in zip(cones.groups, cones.scaling(s, y, mu), strict=True):
-        square = mx.zeros_like(at[0]) if isinstance(group, Zero) else at[0]
+        linear = isinstance(group, Linear)
+        square = at[0] * group.inequalities(y.dtype) if linear else at[0]
         found.append(at._replace(eigenvalues=1.0 / (1.0 + square)))
     return found

@@ -51,9 +51,7 @@ def _lanes(arguments: tuple[mx.array, ...]) -> int:
 
 
 @on_cpu
-def _program(
-    arguments: tuple[mx.array, ...], has_P: bool, structure: Structure = _NONE
-) -> Program:
+def _program(arguments: tuple[mx.array, ...], has_P: bool, structure: Structure = _NONE) -> Program:
     """Float64 program with every vector batched; a float64 graph of the arguments."""
     total = _lanes(arguments)
     P, q, A, b = (a.astype(mx.float64) for a in arguments[:4])

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import mlx.core as mx
 
 from mlxcone import admm, lanes, low_rank, residuals, splitting_factor
-from mlxcone.admm import State
+from mlxcone.admm import Fused, State
 from mlxcone.anderson import Memory
 from mlxcone.cones.product import Product
 from mlxcone.equilibrate import Scaling
@@ -147,6 +147,7 @@ class Loop:
         self.device = device if dtype == mx.float32 else mx.Device(mx.DeviceType.cpu)
         self.handover = handover
         self.unit = admm.unit_weights(cones)
+        self.fuses = dtype == mx.float32 and Fused.fits(program, cones)
         self._pencil: Pencil | None = None
 
     def run(
@@ -226,12 +227,13 @@ class Loop:
         return self._pencil.at(scale)
 
     def _operator(self, program: Program, factor: Factor, scale: mx.array) -> admm.Operator:
-        return admm.Operator(
-            program,
-            factor.astype(self.dtype),
-            (scale * self.unit).astype(self.dtype),
-            mx.array(self.settings.alpha, dtype=self.dtype),
-        )
+        factor, weights = factor.astype(self.dtype), (scale * self.unit).astype(self.dtype)
+        alpha, fused = mx.array(self.settings.alpha, dtype=self.dtype), None
+        # In float64 the step in its own terms is the more exact one.
+        if self.fuses and isinstance(factor, Explicit):
+            inverse, how = factor.inverse, (self.settings.rho_x, self.settings.alpha)
+            fused = Fused.of(program, self.cones, inverse, weights, *how)
+        return admm.Operator(program, factor, weights, alpha, fused)
 
     def _chunk(self, live: _Live, steps: int, accelerated: bool) -> tuple[_Live, _Check]:
         """Some iterations, and what came of them; a lane that is no longer finite stays put."""

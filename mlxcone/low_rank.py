@@ -40,7 +40,9 @@ class LowRank(NamedTuple):
     def take(self, chosen: mx.array) -> LowRank:
         """Some lanes."""
         rows, core = (None if a is None else take_lanes(a, chosen, 3) for a in self[1:3])
-        return LowRank(take_lanes(self.scales, chosen, 2), rows, core, take_lanes(self.ok, chosen, 1))
+        return LowRank(
+            take_lanes(self.scales, chosen, 2), rows, core, take_lanes(self.ok, chosen, 1)
+        )
 
     def astype(self, dtype: mx.Dtype) -> LowRank:
         """In another dtype."""

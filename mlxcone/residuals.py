@@ -65,33 +65,35 @@ def measure(
     to_column = 1.0 / (scaling.d * scaling.dual)
     to_value = (1.0 / (scaling.primal * scaling.dual))[:, 0]
     Ax, Px, Aty = program.A.times(x), program.P_times(x), program.A.transpose_times(y)
-    primal = norm((Ax + s - program.b) * to_row)
-    dual = norm((Px + program.q + Aty) * to_column)
-    sizes = [norm(v * to_row) for v in (Ax, s, program.b)]
-    primal_size = mx.maximum(mx.maximum(sizes[0], sizes[1]), sizes[2])
-    sizes = [norm(v * to_column) for v in (Px, program.q, Aty)]
-    dual_size = mx.maximum(mx.maximum(sizes[0], sizes[1]), sizes[2])
-    xPx, qx, by = (v * to_value for v in (dot(x, Px), dot(program.q, x), dot(program.b, y)))
+    rows = _norms([Ax + s - program.b, Ax, s, program.b], to_row)
+    columns = _norms([Px + program.q + Aty, Px, program.q, Aty], to_column)
+    sy = s * y
+    sums = [mx.sum(v, axis=1) for v in (x * Px, program.q * x, program.b * y, sy, mx.abs(sy))]
+    xPx, qx, by, sy, rounding = mx.stack(sums) * to_value
     gap = mx.abs(xPx + qx + by)
     # Where neither residual is zero, the gap may vanish by chance; and by rounding.
-    complementarity = (mx.abs(dot(s, y)) + _ROUNDING * dot(mx.abs(s), mx.abs(y))) * to_value
+    complementarity = mx.abs(sy) + _ROUNDING * rounding
     gap_size = mx.maximum(mx.maximum(mx.abs(xPx), mx.abs(qx)), mx.abs(by))
+    found = mx.stack([rows[0], columns[0], mx.maximum(gap, complementarity)])
+    sizes = mx.stack([mx.max(rows[1:], axis=0), mx.max(columns[1:], axis=0), gap_size])
     # The floor keeps eps = 0 ("as far as it goes") meaningful.
-    floor = 1e-30
-    ratios = [
-        r / (eps_abs + eps_rel * size + floor)
-        for r, size in (
-            (primal, primal_size),
-            (dual, dual_size),
-            (mx.maximum(gap, complementarity), gap_size),
-        )
-    ]
+    ratios = found / (eps_abs + eps_rel * sizes + 1e-30)
+    relative = found[:2] / (1.0 + sizes[:2])
     return Residuals(
-        primal,
-        dual,
+        rows[0],
+        columns[0],
         gap,
         0.5 * xPx + qx,
-        primal / (1.0 + primal_size),
-        dual / (1.0 + dual_size),
-        mx.maximum(mx.maximum(ratios[0], ratios[1]), ratios[2]),
+        relative[0],
+        relative[1],
+        mx.max(ratios, axis=0),
     )
+
+
+def _norms(vectors: list[mx.array], scale: mx.array) -> mx.array:
+    """Infinity norm of each vector per lane, (len(vectors), B)."""
+    lanes, size = vectors[0].shape
+    if size == 0:
+        return mx.zeros((len(vectors), lanes), dtype=scale.dtype)
+    together = mx.concatenate(vectors, axis=0).reshape(len(vectors), lanes, size)
+    return mx.max(mx.abs(together * scale), axis=2)

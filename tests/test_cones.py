@@ -17,13 +17,12 @@ from hypothesis.extra import numpy as hnp
 from mlxcone import Cones
 from mlxcone.cones.box import Box
 from mlxcone.cones.exponential import Exponential
-from mlxcone.cones.nonneg import NonNeg
+from mlxcone.cones.linear import Linear
 from mlxcone.cones.power import Power
 from mlxcone.cones.power_nd import PowerND
 from mlxcone.cones.product import Product, uniform
 from mlxcone.cones.second_order import SecondOrder
 from mlxcone.cones.semidefinite import Semidefinite, Semidefinite2
-from mlxcone.cones.zero import Zero
 from mlxcone.testing import cone_rows, project_cone, project_dual_cone
 
 Array = np.ndarray
@@ -84,8 +83,9 @@ MANY = ((0.2, 0.3, 0.5), (0.98, 0.01, 0.01), (1 / 3, 1 / 3, 1 / 3))
 
 # Adding a cone: add a row.
 TABLE = [
-    Row("zero", Zero(3), {"z": 3}),
-    Row("nonneg", NonNeg(4), {"l": 4}),
+    Row("zero", Linear(3, 0), {"z": 3}),
+    Row("nonneg", Linear(0, 4), {"l": 4}),
+    Row("zero and nonneg", Linear(2, 3), {"z": 2, "l": 3}),
     Row("soc2", SecondOrder(1, 2), {"q": [2]}),
     Row("soc3x2", SecondOrder(2, 3), {"q": [3, 3]}),
     Row("soc7", SecondOrder(1, 7), {"q": [7]}),
@@ -479,14 +479,13 @@ def test_product_projects_in_the_users_order(scs: dict[str, Any]) -> None:
 
 def test_equal_cones_share_a_group() -> None:
     groups = Product(Cones.of(MIX)).groups
-    assert groups == [Zero(2), NonNeg(5), SecondOrder(1, 2), SecondOrder(1, 3), SecondOrder(2, 4)]
+    assert groups == [Linear(2, 5), SecondOrder(1, 2), SecondOrder(1, 3), SecondOrder(2, 4)]
 
 
 def test_equal_cones_of_every_kind_share_a_group() -> None:
     # The powers stay in one group as they are; matrices of order 1 are inequalities.
     assert Product(Cones.of(FULL_MIX)).groups == [
-        Zero(1),
-        NonNeg(4),
+        Linear(1, 4),
         Box(tuple(BOX["bl"]), tuple(BOX["bu"])),
         SecondOrder(2, 3),
         Semidefinite2(1),
@@ -501,7 +500,7 @@ def test_equal_cones_of_every_kind_share_a_group() -> None:
 
 def test_with_equalities_puts_equality_rows_first() -> None:
     extended = Product(Cones.of(MIX)).with_equalities(3)
-    assert extended.groups == [Zero(5), *Product(Cones.of(MIX)).groups[1:]]
+    assert extended.groups == [Linear(5, 5), *Product(Cones.of(MIX)).groups[1:]]
     assert extended.order is None
 
 

@@ -13,7 +13,7 @@ from mlxcone import Cones, interior, residuals
 from mlxcone._linalg import lu_inverses
 from mlxcone.cones.base import Interior
 from mlxcone.cones.exponential import Exponential
-from mlxcone.cones.nonneg import NonNeg
+from mlxcone.cones.linear import Linear
 from mlxcone.cones.power import Power
 from mlxcone.cones.power_nd import PowerND
 from mlxcone.cones.product import Product
@@ -27,7 +27,7 @@ from mlxcone.testing import manufacture, project_cone, project_dual_cone, verify
 
 Array = np.ndarray
 SYMMETRIC: list[tuple[Interior, dict[str, Any]]] = [
-    (NonNeg(3), {"l": 3}),
+    (Linear(0, 3), {"l": 3}),
     (SecondOrder(2, 4), {"q": [4, 4]}),
     (Semidefinite(2, 3), {"s": [3, 3]}),
     (Semidefinite2(2), {"s": [2, 2]}),

@@ -9,7 +9,7 @@ from typing import NamedTuple
 import mlx.core as mx
 
 from mlxcone.cones.base import Spectral
-from mlxcone.cones.nonneg import NonNeg
+from mlxcone.cones.linear import Linear
 
 _TINY = 1e-30  # keeps 0 / 0 away; representable in float32
 _INFINITE = 1e15  # a bound of this size is none, as in SCS; its square fits into float32
@@ -169,10 +169,10 @@ class Box:
         return mx.concatenate([atoms.eigenvalues, free * atoms.direction], axis=1)
 
     @property
-    def inequalities(self) -> NonNeg:
+    def inequalities(self) -> Linear:
         """The cone as inequalities: t >= 0, the finite r - t lower >= 0, t upper - r >= 0."""
         low, high = self._finite
-        return NonNeg(1 + len(low) + len(high))
+        return Linear(0, 1 + len(low) + len(high))
 
     @property
     def _finite(self) -> tuple[list[int], list[int]]:

@@ -15,12 +15,11 @@ import mlx.core as mx
 from mlxcone.cones.base import Cone, Interior, Spectral
 from mlxcone.cones.box import Box
 from mlxcone.cones.exponential import Exponential
-from mlxcone.cones.nonneg import NonNeg
+from mlxcone.cones.linear import Linear
 from mlxcone.cones.power import Power
 from mlxcone.cones.power_nd import PowerND
 from mlxcone.cones.second_order import SecondOrder
 from mlxcone.cones.semidefinite import Semidefinite, Semidefinite2
-from mlxcone.cones.zero import Zero
 
 _SCS_KEYS = {
     "z": "zero",
@@ -222,9 +221,9 @@ def _group(cones: Cones, kind: tuple[Any, ...], rows: int) -> Cone:
     """The group of all cones of one kind."""
     match kind:
         case ("zero",):
-            return Zero(rows)
+            return Linear(rows, 0)
         case ("nonneg",):
-            return NonNeg(rows)
+            return Linear(0, rows)
         case ("box", (lower, upper)):
             return Box(lower, upper)
         case ("soc", dim):
@@ -246,7 +245,7 @@ def _group(cones: Cones, kind: tuple[Any, ...], rows: int) -> Cone:
 
 def uniform(cone: Cone, weights: mx.array) -> mx.array:
     """Row weights (B, rows) made constant inside each cone (maximum), so that scaling keeps K."""
-    if not cone.rows:
+    if cone.count == cone.rows:
         return weights
     blocks = weights.reshape(weights.shape[0], cone.count, -1)
     largest = mx.max(blocks, axis=-1, keepdims=True)
@@ -281,6 +280,14 @@ class Product:
         self._use([_group(cones, kind, len(places[kind])) for kind in kinds])
 
     def _use(self, groups: list[Cone]) -> None:
+        first = groups[0] if groups else None
+        while len(groups) > 1 and isinstance(first, Linear) and not first.nonneg:
+            # Equalities and the inequalities after them are one group.
+            after = groups[1]
+            if not isinstance(after, Linear):
+                break
+            first = Linear(first.zero + after.zero, after.nonneg)
+            groups = [first, *groups[2:]]
         self.groups = groups
         self._bounds = []
         row = 0
@@ -297,18 +304,17 @@ class Product:
     @property
     def polyhedral(self) -> bool:
         """Whether D is diagonal, for there are equalities and inequalities only."""
-        return all(isinstance(g, Zero | NonNeg) for g in self.groups)
+        return all(isinstance(g, Linear) for g in self.groups)
 
     @property
     def zero_rows(self) -> int:
         """Number of equality rows; they come first."""
-        return sum(g.rows for g in self.groups if isinstance(g, Zero))
+        return sum(g.zero for g in self.groups if isinstance(g, Linear))
 
     def with_equalities(self, count: int) -> Product:
         """These groups, in their internal order, after ``count`` further equality rows."""
         more = Product(Cones())
-        rest = [g for g in self.groups if not isinstance(g, Zero)]
-        more._use([Zero(self.zero_rows + count), *rest])
+        more._use([Linear(count, 0), *self.groups])
         return more
 
     def _each(self, v: mx.array) -> list[mx.array]:
