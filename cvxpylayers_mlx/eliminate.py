@@ -167,9 +167,8 @@ class Elimination:
         if not isinstance(warm, (tuple, list)) or len(warm) not in (3, 4):
             return warm  # None, or what `mlxcone.solve` refuses
         chosen = []
-        for name, value, kept, gone in zip(
-            "xys", warm, (self.x, self.rows, self.rows), (self.t, self.gone, self.gone), strict=False
-        ):
+        columns, rows = (self.x, self.t), (self.rows, self.gone)
+        for name, value, (kept, gone) in zip("xys", warm, (columns, rows, rows), strict=False):
             array, size = mlxcone.as_array(f"warm_start.{name}", value), kept.size + gone.size
             if array.ndim not in (1, 2) or array.shape[-1] != size:
                 raise ValueError(
@@ -216,7 +215,8 @@ def spoiled(data: Data, wrong: mx.array | None) -> Data:
     if wrong is None:
         return data
     with _cpu():
-        return data._replace(q=data.q + mx.where(wrong, mx.nan, 0.0)[..., None].astype(data.q.dtype))
+        blot = mx.where(wrong, mx.nan, 0.0)[..., None]
+        return data._replace(q=data.q + blot.astype(data.q.dtype))
 
 
 def _cpu() -> Any:
@@ -224,7 +224,7 @@ def _cpu() -> Any:
 
 
 def _rows(v: mx.array, matrix: mx.array) -> mx.array:
-    """v' M for v (k,) or (B, k) and M (k, l) or (B, k, l)."""
+    """Row vectors v (k,) or (B, k) and M (k, l) or (B, k, l)."""
     return v @ matrix if matrix.ndim == 2 else (v[..., None, :] @ matrix)[..., 0, :]
 
 
@@ -259,7 +259,7 @@ def _pattern(part: DataMap) -> tuple[np.ndarray, np.ndarray]:
 
 def _singletons(form: Canonical) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Columns with one entry in A, a constant in an equality row; the rows, one each; the entry."""
-    (m, n), maps = form.A.shape, form.A.linear.matrix()
+    n, maps = form.A.shape[1], form.A.linear.matrix()
     i, j = _pattern(form.A)
     alone = (np.bincount(j, minlength=n)[j] == 1) & (i < form.cones.zero)
     i, j = i[alone], j[alone]

@@ -82,7 +82,7 @@ class Fused(NamedTuple):
     def fits(program: Program, cones: Product) -> bool:
         """Whether one product is no more work than the step's own."""
         n, m = program.n, program.m
-        return cones.polyhedral and 0 < m and n * m <= _SMALL * (n + m)
+        return cones.polyhedral and m > 0 and n * m <= _SMALL * (n + m)
 
     def take(self, chosen: mx.array) -> Fused:
         """Some lanes."""
@@ -101,8 +101,9 @@ class Fused(NamedTuple):
 
 
 class Operator(NamedTuple):
-    """What one step needs: program, (P + rho_x I + A'R A)^-1, R (B, m), alpha, and if it is small
-    the step as one product.
+    """What one step needs.
+
+    The program, (P + rho_x I + A'R A)^-1, R (B, m), alpha, and for small ones the step `Fused`.
     """
 
     program: Program

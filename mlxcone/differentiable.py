@@ -26,8 +26,8 @@ from mlxcone.operators import Rectangular
 from mlxcone.problem import Program
 from mlxcone.settings import Settings
 from mlxcone.solution import evaluated
-from mlxcone.structure import Structure
 from mlxcone.status import SolverError, Status
+from mlxcone.structure import Structure
 
 # Ranks of the arguments P, q, A, b and of the warm start x, y, s without a batch axis.
 _RANKS = (2, 1, 2, 1, 1, 1, 1)

@@ -14,8 +14,9 @@ from mlxcone.cones.product import Product
 from mlxcone.equilibrate import Scaling
 from mlxcone.loop import Loop, Splitting
 from mlxcone.problem import Program, unusable
-from mlxcone.refine import Refinement
+from mlxcone.refine import Refinement, met
 from mlxcone.report import Table
+from mlxcone.residuals import Residuals
 from mlxcone.settings import Settings
 from mlxcone.splitting_factor import Factor
 from mlxcone.status import Status
@@ -144,10 +145,10 @@ class Ladder:
         self, work: Splitting, which: list[int], budget: int, dtype: mx.Dtype, handover: float
     ) -> Splitting:
         """Splitting on some lanes."""
-        chosen = lanes.bucket(which, self.program.lanes)
+        chosen = lanes.some(which, self.program.lanes)
         local = Loop(
-            self.program.take(chosen),
-            self.scaling.take(chosen),
+            self.program if chosen is None else self.program.take(chosen),
+            self.scaling if chosen is None else self.scaling.take(chosen),
             self.cones,
             self.settings,
             dtype,
@@ -156,7 +157,8 @@ class Ladder:
         )
         part = lanes.take(work, chosen)
         fresh = bool(mx.all(part.scale == self.settings.scale).item())
-        first = self.setup.factor.take(chosen) if fresh else None
+        first = self.setup.factor if fresh else None
+        first = first if first is None or chosen is None else first.take(chosen)
         part = local.run(part, first, budget, self.table, self.deadline)
         return Splitting(*(lanes.put(a, chosen, v) for a, v in zip(work, part, strict=True)))
 
@@ -279,8 +281,9 @@ class Ladder:
                 break
             dtype = mx.float32 if tries > 0 else mx.float64
         best.finish()
-        self._conclude(best)
-        return self._outcome(work, best)
+        result = best.measure()
+        self._conclude(best, result)
+        return self._outcome(work, best, result)
 
     def _refinement(self, work: Splitting) -> Refinement:
         weights = admm.row_weights(work.scale, self.cones)
@@ -289,27 +292,28 @@ class Ladder:
             self.program, self.scaling, self.cones, self.settings, x, y, s, self.deadline
         )
 
-    def _conclude(self, refinement: Refinement) -> None:
+    def _conclude(self, refinement: Refinement, result: Residuals) -> None:
         # The last step may have been the one that was missing, or have shown what was overlooked.
-        solved = set(refinement.solved())
-        kept = solved.union(refinement.solved(2.0 * self.precision))
+        settings, rounded = self.settings, 2.0 * self.precision
+        verdicts = mx.stack([met(result, settings, a) for a in (0.0, rounded, settings.loose)])
+        found: Any = verdicts.tolist()
+        solved, kept, loose = found
         for lane in refinement.cleaned:
-            if self.status[lane] == Status.SOLVED and lane not in kept:
+            if self.status[lane] == Status.SOLVED and not kept[lane]:
                 self.status[lane] = None
         for lane, status in enumerate(self.status):
-            if status in (None, Status.SOLVED_INACCURATE) and lane in solved:
+            if status in (None, Status.SOLVED_INACCURATE) and solved[lane]:
                 self.status[lane] = Status.SOLVED
-        self._settle(refinement, self.settings.loose, Status.SOLVED_INACCURATE)
+            elif status is None and loose[lane]:
+                self.status[lane] = Status.SOLVED_INACCURATE
         for lane in set(self.open_lanes()) & set(self.certificates):
             self.status[lane] = self.certificates[lane][0]
         late = time.monotonic() > self.deadline
         for lane in self.open_lanes():
             self.status[lane] = Status.INTERRUPTED if late else Status.INDETERMINATE
 
-    def _outcome(self, work: Splitting, refinement: Refinement) -> Outcome:
-        x, y, s = refinement.x, refinement.y, refinement.s
-        result = residuals.measure(self.program, self.scaling, x, y, s, 0.0, 1.0)
-        x, y, s = self.scaling.unscale(x, y, s)
+    def _outcome(self, work: Splitting, refinement: Refinement, result: Residuals) -> Outcome:
+        x, y, s = self.scaling.unscale(refinement.x, refinement.y, refinement.s)
         for lane, (status, found, position) in self.certificates.items():
             if self.status[lane] is not status:
                 continue

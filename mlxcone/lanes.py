@@ -27,13 +27,25 @@ def bucket(lanes: Iterable[int], total: int) -> mx.array:
     return mx.array(chosen + chosen[:1] * (size - len(chosen)), dtype=mx.int32)
 
 
-def take(tree: Any, lanes: mx.array) -> Any:
+def some(lanes: list[int], total: int) -> mx.array | None:
+    """`bucket`, or None for all lanes, which `pick`, `take` and `put` then leave where they are."""
+    return None if lanes == list(range(total)) else bucket(lanes, total)
+
+
+def pick(array: mx.array, lanes: mx.array | None) -> mx.array:
+    """Some lanes of an array."""
+    return array if lanes is None else array[lanes]
+
+
+def take(tree: Any, lanes: mx.array | None) -> Any:
     """The lanes of a NamedTuple whose fields all carry every lane."""
-    return type(tree)(*(field[lanes] for field in tree))
+    return tree if lanes is None else type(tree)(*(field[lanes] for field in tree))
 
 
-def put(array: mx.array, lanes: mx.array, values: mx.array) -> mx.array:
+def put(array: mx.array, lanes: mx.array | None, values: mx.array) -> mx.array:
     """A copy of ``array`` with some lanes replaced."""
+    if lanes is None:
+        return values
     if array.size == 0:
         return array
     # A copy first: item assignment on a NamedTuple's field would reach its other holders.

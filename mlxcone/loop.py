@@ -175,7 +175,8 @@ class Loop:
             ready = (result.relative <= self.handover) | (result.violation <= 1.0)
             stays = mx.isfinite(result.relative) & mx.logical_not(ready | check.drifts)
             mx.eval(live, check, stays)
-            table.row("splitting", done, len(left), *self._worst(result, left))
+            if table.enabled:
+                table.row("splitting", done, len(left), *self._worst(result, left))
             keeps = set(lanes.where_true(stays))
             gone = [k for k in left if k not in keeps]
             left = [k for k in left if k in keeps]
@@ -269,17 +270,17 @@ class Loop:
         """Write down where some of the live lanes are."""
         if not which:
             return work
-        here = mx.array(which)
-        places = live.places[here]
+        here = None if len(which) == work.x.shape[0] else mx.array(which)
+        places = None if here is None else live.places[here]
         wide = work.x.dtype
         new = Splitting(
-            check.state.x[here].astype(wide),
-            check.state.w[here].astype(wide),
-            live.scale[here],
-            check.dx[here].astype(wide),
-            check.dy[here].astype(wide),
-            work.iterations[places] + done,
-            check.drifts[here],
+            lanes.pick(check.state.x, here).astype(wide),
+            lanes.pick(check.state.w, here).astype(wide),
+            lanes.pick(live.scale, here),
+            lanes.pick(check.dx, here).astype(wide),
+            lanes.pick(check.dy, here).astype(wide),
+            lanes.pick(work.iterations, places) + done,
+            lanes.pick(check.drifts, here),
         )
         return Splitting(*(lanes.put(a, places, v) for a, v in zip(work, new, strict=True)))
 

@@ -11,12 +11,14 @@ from mlxcone import interior, kkt, lanes, multipliers, residual_map, residuals
 from mlxcone.cones.product import Product
 from mlxcone.equilibrate import Scaling
 from mlxcone.problem import Program
+from mlxcone.residuals import Residuals
 from mlxcone.settings import Settings
 
 _STALL = 3  # Newton steps without halving the violation before a lane gives up
 # W = D E^-1 amplifies a change of D by 1 / eps: a factor serves only where D stayed put.
 _STALE = 1e-7
 _ROUNDING = 2e-16  # of float64
+_FINE = 1e-3  # violation below which nothing is left to gain
 _NOTICED = 0.1  # share of eps_abs that rounding may take
 
 
@@ -35,6 +37,14 @@ def newton_step(
     system = kkt.Jacobian(program, cones, atoms, inverse, sweeps=1)
     dx, dz = system.solve(*residual_map.evaluate(program, cones, x, z))
     return x - dx, z - dz, atoms, inverse
+
+
+def met(result: Residuals, settings: Settings, at_least: float) -> mx.array:
+    """Which lanes (B,) meet the tolerances, or ``at_least`` if that is more than both of them."""
+    meets = result.violation <= 1.0
+    if at_least < max(settings.eps_abs, settings.eps_rel):
+        return meets
+    return mx.logical_or(meets, result.accuracy <= at_least)
 
 
 class Refinement:
@@ -91,14 +101,16 @@ class Refinement:
         )
         return mx.where(mx.isnan(result.violation), mx.inf, result.violation)
 
+    def measure(self) -> Residuals:
+        """Residuals of the best points, in original units."""
+        eps = self.settings.eps_abs, self.settings.eps_rel
+        return residuals.measure(self.program, self.scaling, self.x, self.y, self.s, *eps)
+
     def solved(self, at_least: float = 0.0) -> list[int]:
         """Lanes that meet the tolerances, or ``at_least`` where that is larger."""
-        eps_abs = max(self.settings.eps_abs, at_least)
-        eps_rel = max(self.settings.eps_rel, at_least)
-        result = residuals.measure(
-            self.program, self.scaling, self.x, self.y, self.s, eps_abs, eps_rel
-        )
-        return lanes.where_true(result.violation <= 1.0)
+        if at_least <= min(self.settings.eps_abs, self.settings.eps_rel):
+            return lanes.where_true(self.violation <= 1.0)
+        return lanes.where_true(met(self.measure(), self.settings, at_least))
 
     def adopt(self, other: Refinement) -> None:
         """Take the lanes in which another refinement of the same program did better."""
@@ -113,36 +125,35 @@ class Refinement:
         self.factorizations = self.factorizations + other.factorizations
 
     def _keep(
-        self, chosen: mx.array, x: mx.array, y: mx.array, s: mx.array, violation: mx.array
+        self, chosen: mx.array | None, x: mx.array, y: mx.array, s: mx.array, violation: mx.array
     ) -> None:
         """Keep what is better than the best so far."""
-        better = violation < self.violation[chosen]
+        before = lanes.pick(self.violation, chosen)
+        better = violation < before
         self.x, self.y, self.s = (
-            lanes.put(old, chosen, mx.where(better[:, None], new, old[chosen]))
+            lanes.put(old, chosen, mx.where(better[:, None], new, lanes.pick(old, chosen)))
             for old, new in ((self.x, x), (self.y, y), (self.s, s))
         )
-        self.violation = lanes.put(
-            self.violation, chosen, mx.where(better, violation, self.violation[chosen])
-        )
+        self.violation = lanes.put(self.violation, chosen, mx.where(better, violation, before))
 
-    def _remember(self, chosen: mx.array, atoms: Any, inverse: mx.array) -> None:
+    def _remember(self, chosen: mx.array | None, atoms: Any, inverse: mx.array) -> None:
         """Keep a factor beside where it was made."""
         self.inverse = lanes.put(self.inverse, chosen, inverse)
         at = self.cones.signature(atoms)
         self.factored_at = lanes.put(self.factored_at, chosen, at)
-        self.factorizations = lanes.put(
-            self.factorizations, chosen, self.factorizations[chosen] + 1
-        )
+        count = lanes.pick(self.factorizations, chosen) + 1
+        self.factorizations = lanes.put(self.factorizations, chosen, count)
 
     def newton(self, which: list[int], steps: int, aim: float = 1.0) -> None:
         """Full Newton steps on some lanes; each stops when its violation is at most ``aim``."""
         if not which:
             return
         total = self.program.lanes
-        chosen = lanes.bucket(which, total)
-        program = self.program.take(chosen) if len(which) < total else self.program
-        x, z = self.x[chosen], self.z[chosen]
-        reference, idle = self.violation[chosen], mx.zeros((chosen.shape[0],), dtype=mx.int32)
+        chosen = lanes.some(which, total)
+        program = self.program if chosen is None else self.program.take(chosen)
+        x, z = lanes.pick(self.x, chosen), lanes.pick(self.z, chosen)
+        reference = lanes.pick(self.violation, chosen)
+        idle = mx.zeros((x.shape[0],), dtype=mx.int32)
         for _ in range(steps):
             x, z, atoms, inverse = newton_step(program, self.cones, x, z)
             self._remember(chosen, atoms, inverse)
@@ -157,11 +168,11 @@ class Refinement:
             left = lanes.where_true((violation > aim) & (idle < _STALL))
             if not left or time.monotonic() > self.deadline:
                 return
-            if len(left) < chosen.shape[0]:
-                keep = lanes.bucket(left, chosen.shape[0])
-                if keep.shape[0] < chosen.shape[0]:
-                    chosen, program = chosen[keep], program.take(keep)
-                    x, z, reference, idle = x[keep], z[keep], reference[keep], idle[keep]
+            keep = lanes.bucket(left, x.shape[0])
+            if keep.shape[0] < x.shape[0]:
+                chosen = keep if chosen is None else chosen[keep]
+                program = program.take(keep)
+                x, z, reference, idle = x[keep], z[keep], reference[keep], idle[keep]
 
     def interior(self, which: list[int], most: int) -> tuple[mx.array, interior.Rays]:
         """Interior-point steps on some lanes, then Newton to finish.
@@ -214,15 +225,16 @@ class Refinement:
     def finish(self) -> None:
         """One more step, and for every lane a factor that fits the point it ended at."""
         self._refactor_stale()
-        if self.settings.refine:
+        rough = mx.logical_and(self.violation > _FINE, mx.isfinite(self.violation))
+        if self.settings.refine and bool(mx.any(rough).item()):
             system = kkt.Jacobian(
                 self.program, self.cones, self.cones.derivative(self.z), self.inverse
             )
             dx, dz = system.solve(*residual_map.evaluate(self.program, self.cones, self.x, self.z))
             x, z = self.x - dx, self.z - dz
             y = self.cones.project_dual(z)
-            violation = self._judge(None, x, y, y - z)
-            self._keep(mx.arange(self.program.lanes), x, y, y - z, violation)
+            violation = mx.where(rough, self._judge(None, x, y, y - z), mx.inf)
+            self._keep(None, x, y, y - z, violation)
             self._refactor_stale()
         self._clean_slack()
         mx.eval(self.x, self.y, self.s, self.violation, self.inverse)
@@ -241,9 +253,10 @@ class Refinement:
         same = self._same(self.factored_at, self.cones.derivative(self.z))
         stale = lanes.where_true(mx.logical_not(same) & mx.isfinite(self.violation))
         if stale:
-            chosen = lanes.bucket(stale, self.program.lanes)
-            local = self.program.take(chosen)
-            self._remember(chosen, *factor_at(local, self.cones, self.z[chosen]))
+            chosen = lanes.some(stale, self.program.lanes)
+            local = self.program if chosen is None else self.program.take(chosen)
+            z = lanes.pick(self.z, chosen)
+            self._remember(chosen, *factor_at(local, self.cones, z))
 
     def _same(self, signature: mx.array, atoms: Any) -> mx.array:
         """Whether D is where the signature says, (B,); False for NaN."""

@@ -49,6 +49,8 @@ class Table:
 
     def summary(self, statuses: list[int]) -> None:
         """How many lanes ended how."""
+        if not self.enabled:
+            return
         counts = Counter(Status(code).name.lower() for code in statuses)
         ended = ", ".join(f"{count} {name}" for name, count in counts.most_common())
         self._print(f"mlxcone: {ended} in {time.monotonic() - self.began:.3f} s")

@@ -17,7 +17,8 @@ class Residuals(NamedTuple):
 
     ``primal``, ``dual`` and ``gap`` are absolute, in original units. ``relative`` is the larger of
     the relative primal and dual residual; ``violation`` is at most 1 exactly when
-    r <= eps_abs + eps_rel * size holds for all three, and for s'y as for the gap.
+    r <= eps_abs + eps_rel * size holds for all three, and for s'y as for the gap; ``accuracy`` is
+    the eps at which it does with eps_abs = eps_rel.
     """
 
     primal: mx.array
@@ -27,6 +28,7 @@ class Residuals(NamedTuple):
     primal_relative: mx.array
     dual_relative: mx.array
     violation: mx.array
+    accuracy: mx.array
 
     @property
     def relative(self) -> mx.array:
@@ -78,7 +80,7 @@ def measure(
     sizes = mx.stack([mx.max(rows[1:], axis=0), mx.max(columns[1:], axis=0), gap_size])
     # The floor keeps eps = 0 ("as far as it goes") meaningful.
     ratios = found / (eps_abs + eps_rel * sizes + 1e-30)
-    relative = found[:2] / (1.0 + sizes[:2])
+    relative = found / (1.0 + sizes)
     return Residuals(
         rows[0],
         columns[0],
@@ -87,6 +89,7 @@ def measure(
         relative[0],
         relative[1],
         mx.max(ratios, axis=0),
+        mx.max(relative, axis=0),
     )
 
 

@@ -15,8 +15,8 @@ from mlxcone.cones.product import Cones, Product
 from mlxcone.differentiable import Cache, custom
 from mlxcone.problem import reorder
 from mlxcone.settings import Settings
-from mlxcone.structure import Structure
 from mlxcone.solution import Info, Solution, evaluated
+from mlxcone.structure import Structure
 
 _shared_custom = functools.lru_cache(maxsize=256)(custom)
 
