@@ -130,10 +130,10 @@ class Settings:
     rho_x: float = 1e-3
     normalize: bool = True
     acceleration_lookback: int = 5
-    acceleration_interval: int = 10
+    acceleration_interval: int = 25
     check_interval: int = 25
     refine: bool = True
-    handover: float = 1e-2
+    handover: float = 2e-3
     newton_iters: int = 8
     interior_iters: int = 80
     multiplier_iters: int = 150
