@@ -22,11 +22,13 @@ from mlxcone.anderson import Memory
 from mlxcone.cones.product import Product
 from mlxcone.operators import row_times
 from mlxcone.problem import Program, take_lanes
+from mlxcone.settings import Settings
 from mlxcone.splitting_factor import Factor
 
 # Equality rows are always active and weigh more. Rounding moves y by R ulp(b) in every step, so in
 # float32 a larger factor (OSQP and SCS: 1e3) costs the digits that refinement starts from.
 _EQUALITY_FACTOR = 10.0
+_SEMIDEFINITE = 0.05  # of the scale: y is a matrix, whose norm grows with its order
 _SMALL = 12.0  # largest n m / (n + m) for which a step is one product
 _LEAST_SCALE, _MOST_SCALE = 1e-6, 1e4
 
@@ -126,6 +128,11 @@ def unit_weights(cones: Product, dtype: mx.Dtype = mx.float64) -> mx.array:
     """R at scale 1, (m,)."""
     rows = mx.arange(cones.rows)
     return mx.where(rows < cones.zero_rows, _EQUALITY_FACTOR, 1.0).astype(dtype)
+
+
+def first_scale(settings: Settings, cones: Product) -> float:
+    """The weight of the constraints to begin with."""
+    return settings.scale * (_SEMIDEFINITE if cones.semidefinite else 1.0)
 
 
 def row_weights(scale: mx.array, cones: Product) -> mx.array:

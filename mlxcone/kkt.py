@@ -84,7 +84,7 @@ def _sparse_inverse(
     A, n = program.A, program.n
     eye = mx.eye(n, dtype=program.q.dtype)
     w = cones.spectral(atoms, _penalty(eps), mx.ones((1, program.m), dtype=eye.dtype))
-    if low_rank.fits(program):
+    if program.diagonal is not None and low_rank.fits(program):
         return low_rank.factor(program, w, sigma).explicit()
     H = low_rank.slopes(program, w, sigma)[..., None] * eye
     H = H if program.P is None else H + program.P

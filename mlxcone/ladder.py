@@ -63,7 +63,7 @@ def prepare(program: Program, cones: Product, settings: Settings) -> Setup:
     """Equilibrate and factor once for many q and b; q and b of ``program`` do not matter."""
     matrices = equilibrate.setup(program, cones, settings.normalize, not settings.fixed_iters)
     scaled = matrices.program(program.q, program.b)
-    scale = mx.full((1, 1), settings.scale, dtype=program.q.dtype)
+    scale = mx.full((1, 1), admm.first_scale(settings, cones), dtype=program.q.dtype)
     unit = admm.unit_weights(cones)
     return Setup(matrices, splitting_factor.factor(scaled, scale, unit, settings.rho_x))
 
@@ -110,7 +110,7 @@ class Ladder:
     def start(self, warm: tuple[mx.array, mx.array, mx.array] | None) -> Splitting:
         """Zero, or a warm start where it is finite and not far worse than zero."""
         if warm is None:
-            return loop.cold(self.program, self.settings)
+            return loop.cold(self.program, self.cones, self.settings)
         finite = mx.all(mx.isfinite(mx.concatenate([*warm], axis=1)), axis=1, keepdims=True)
         start = [mx.where(finite, v, 0.0) for v in self.scaling.scale(*warm)]
         zero = [mx.zeros_like(v) for v in start]
@@ -156,7 +156,8 @@ class Ladder:
             handover,
         )
         part = lanes.take(work, chosen)
-        fresh = bool(mx.all(part.scale == self.settings.scale).item())
+        first_scale = admm.first_scale(self.settings, self.cones)
+        fresh = bool(mx.all(part.scale == first_scale).item())
         first = self.setup.factor if fresh else None
         first = first if first is None or chosen is None else first.take(chosen)
         part = local.run(part, first, budget, self.table, self.deadline)

@@ -39,12 +39,12 @@ class Splitting(NamedTuple):
     drifts: mx.array
 
 
-def cold(program: Program, settings: Settings) -> Splitting:
+def cold(program: Program, cones: Product, settings: Settings) -> Splitting:
     """Every lane at zero."""
     total, dtype = program.lanes, program.q.dtype
     x = mx.zeros((total, program.n), dtype=dtype)
     w = mx.zeros((total, program.m), dtype=dtype)
-    scale = mx.full((total, 1), settings.scale, dtype=dtype)
+    scale = mx.full((total, 1), admm.first_scale(settings, cones), dtype=dtype)
     count = mx.zeros((total,), dtype=mx.int32)
     return Splitting(x, w, scale, x, w, count, count > 0)
 
@@ -53,7 +53,7 @@ def warm(
     program: Program, cones: Product, settings: Settings, x: mx.array, y: mx.array, s: mx.array
 ) -> Splitting:
     """Every lane at an equilibrated (x, y, s)."""
-    work = cold(program, settings)
+    work = cold(program, cones, settings)
     state = admm.join(admm.row_weights(work.scale, cones), x, y, s)
     return work._replace(x=state.x, w=state.w)
 
@@ -218,12 +218,12 @@ class Loop:
     def _factor(self, scale: mx.array) -> Factor:
         """In float64, whatever the loop's dtype."""
         rho_x = self.settings.rho_x
-        if low_rank.fits(self.program):
-            return low_rank.factor(self.program, scale * self.unit, rho_x)
         if not splitting_factor.shares_matrices(self.program):
             return splitting_factor.explicit(self.program, scale, self.unit, rho_x)
         if bool(mx.all(scale == scale[0]).item()):
-            return splitting_factor.explicit(self.program, scale[:1], self.unit, rho_x)
+            return splitting_factor.factor(self.program, scale[:1], self.unit, rho_x)
+        if low_rank.fits(self.program):
+            return low_rank.factor(self.program, scale * self.unit, rho_x)
         self._pencil = self._pencil or Pencil.of(self.program, self.unit, rho_x)
         return self._pencil.at(scale)
 

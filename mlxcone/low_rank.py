@@ -4,7 +4,7 @@ With Delta the diagonal part and V = W^(1/2) A on the other rows (Woodbury):
 
     (Delta + V'V)^-1 = Delta^-1 - U'(I + V Delta^-1 V')^-1 U,    U = V Delta^-1.
 
-No entry of Delta is small beside P's, so that nothing is lost by the difference.
+The difference loses what the least entry of Delta is smaller than the entries of W.
 """
 
 from __future__ import annotations
@@ -59,8 +59,9 @@ class LowRank(NamedTuple):
 
 
 def fits(program: Program) -> bool:
-    """Whether P is diagonal, and A has few rows of more than one entry."""
-    return program.diagonal is not None and 2 * program.A.others <= program.n
+    """Whether P is diagonal or zero, and A has few rows of more than one entry."""
+    flat = program.P is None or program.diagonal is not None
+    return flat and bool(program.A.places) and 2 * program.A.others <= program.n
 
 
 def slopes(program: Program, weights: mx.array, sigma: float) -> mx.array:
@@ -73,7 +74,8 @@ def slopes(program: Program, weights: mx.array, sigma: float) -> mx.array:
 def factor(program: Program, weights: mx.array, sigma: float) -> LowRank:
     """For a program that `fits` and W = diag(weights), (B or 1, m)."""
     A = program.A
-    scales = 1.0 / (slopes(program, weights, sigma) + program.diagonal)
+    diagonal = slopes(program, weights, sigma)
+    scales = 1.0 / (diagonal if program.diagonal is None else diagonal + program.diagonal)
     if A.dense is None:
         return LowRank(scales, None, None, mx.all(scales > 0, axis=1))
     V = mx.sqrt(A.other_rows(weights))[..., None] * A.dense[0]

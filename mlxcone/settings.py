@@ -77,7 +77,8 @@ class Settings:
 
     Splitting:
         alpha (float): over-relaxation, in (0, 2).
-        scale (float): initial weight of the constraint residual (rho).
+        scale (float): initial weight of the constraint residual (rho), a twentieth of it with
+            semidefinite cones.
         adaptive_scale (bool): rebalance ``scale`` per lane from the residuals.
         rho_x (float): proximal weight on x in the splitting step.
         normalize (bool): Ruiz equilibration.

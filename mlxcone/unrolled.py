@@ -31,7 +31,7 @@ def _splitting(
 ) -> State:
     """``fixed_iters`` iterations in float32 on the device."""
     lanes = program.lanes
-    scale = mx.full((lanes, 1), settings.scale, dtype=mx.float64)
+    scale = mx.full((lanes, 1), admm.first_scale(settings, cones), dtype=mx.float64)
     op = admm.Operator(
         program.astype(mx.float32),
         setup.factor.astype(mx.float32),
@@ -62,7 +62,8 @@ def run(
     original = without(program, bad)
     setup = setup or ladder.prepare(original, cones, settings)
     scaling, scaled = equilibrate.normalize(setup.matrices, original, settings.normalize)
-    weights = admm.row_weights(mx.full((program.lanes, 1), settings.scale, dtype=mx.float64), cones)
+    first = mx.full((program.lanes, 1), admm.first_scale(settings, cones), dtype=mx.float64)
+    weights = admm.row_weights(first, cones)
     start = State(mx.zeros_like(scaled.q), mx.zeros_like(scaled.b))
     if warm is not None:
         start = admm.join(weights, *scaling.scale(*(mx.nan_to_num(v) for v in warm)))

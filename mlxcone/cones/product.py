@@ -302,6 +302,11 @@ class Product:
         return not any(isinstance(g, Exponential | Power | PowerND) for g in self.groups)
 
     @property
+    def semidefinite(self) -> bool:
+        """Whether a cone is one of matrices."""
+        return any(isinstance(g, Semidefinite | Semidefinite2) for g in self.groups)
+
+    @property
     def polyhedral(self) -> bool:
         """Whether D is diagonal, for there are equalities and inequalities only."""
         return all(isinstance(g, Linear) for g in self.groups)
