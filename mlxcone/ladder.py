@@ -25,6 +25,7 @@ _FIRST_BUDGET = 400  # float32 iterations before refinement takes over whatever 
 _COSTLY_BUDGET = 150  # the same where projections take longer than a step of interior points
 _FIRST_STEPS = 3  # Newton steps of the first try
 _TRIES = 2  # in float32, after the first
+_SOONER = 5.0  # factor of the handover where projections are costly
 _TIGHTER = 0.05  # each further try begins at a residual smaller by this
 _CERTIFICATE_ITERS = 60
 _DRIFT = 1e-3  # of a ray that is worth a look for a certificate, beside its value
@@ -253,6 +254,7 @@ class Ladder:
     def run(self, warm: tuple[mx.array, mx.array, mx.array] | None) -> Outcome:
         """Climb."""
         handover = self.settings.handover if self.settings.refine else 0.0
+        handover *= 1.0 if self.cones.symmetric else _SOONER
         # A first, short try of Newton: most lanes need no more.
         work = self._split(self.start(warm), mx.float32, handover)
         best = self._refinement(work)

@@ -22,21 +22,20 @@ _FINE = 1e-3  # violation below which nothing is left to gain
 _NOTICED = 0.1  # share of eps_abs that rounding may take
 
 
-def factor_at(program: Program, cones: Product, z: mx.array) -> tuple[Any, mx.array]:
-    """D at z, and H^-1 there, (B, n, n); zero in lanes where H could not be factored."""
-    atoms = cones.derivative(z)
+def factor_at(program: Program, cones: Product, atoms: Any) -> mx.array:
+    """H^-1 at D, (B, n, n); zero in lanes where H could not be factored."""
     inverse, ok = kkt.reduced_inverse(program, cones, atoms)
-    return atoms, mx.where(ok[:, None, None], inverse, 0.0)
+    return mx.where(ok[:, None, None], inverse, 0.0)
 
 
 def newton_step(
-    program: Program, cones: Product, x: mx.array, z: mx.array
-) -> tuple[mx.array, mx.array, Any, mx.array]:
-    """One full Newton step on F(x, z) = 0: the new x and z, D at the old z, and H^-1 there."""
-    atoms, inverse = factor_at(program, cones, z)
+    program: Program, cones: Product, x: mx.array, z: mx.array, y: mx.array, atoms: Any
+) -> tuple[mx.array, mx.array, mx.array]:
+    """One full Newton step on F(x, z) = 0, with y = Pi(z) and D there: x, z, and H^-1 at D."""
+    inverse = factor_at(program, cones, atoms)
     system = kkt.Jacobian(program, cones, atoms, inverse, sweeps=1)
-    dx, dz = system.solve(*residual_map.evaluate(program, cones, x, z))
-    return x - dx, z - dz, atoms, inverse
+    dx, dz = system.solve(*residual_map.at(program, x, z, y))
+    return x - dx, z - dz, inverse
 
 
 def met(result: Residuals, settings: Settings, at_least: float) -> mx.array:
@@ -154,10 +153,11 @@ class Refinement:
         x, z = lanes.pick(self.x, chosen), lanes.pick(self.z, chosen)
         reference = lanes.pick(self.violation, chosen)
         idle = mx.zeros((x.shape[0],), dtype=mx.int32)
+        y, atoms = self.cones.linearize(z)
         for _ in range(steps):
-            x, z, atoms, inverse = newton_step(program, self.cones, x, z)
+            x, z, inverse = newton_step(program, self.cones, x, z, y, atoms)
             self._remember(chosen, atoms, inverse)
-            y = self.cones.project_dual(z)
+            y, atoms = self.cones.linearize(z)
             violation = self._judge(chosen, x, y, y - z)
             self._keep(chosen, x, y, y - z, violation)
             progress = violation < 0.5 * reference
@@ -173,6 +173,7 @@ class Refinement:
                 chosen = keep if chosen is None else chosen[keep]
                 program = program.take(keep)
                 x, z, reference, idle = x[keep], z[keep], reference[keep], idle[keep]
+                y, atoms = self.cones.linearize(z)
 
     def interior(self, which: list[int], most: int) -> tuple[mx.array, interior.Rays]:
         """Interior-point steps on some lanes, then Newton to finish.
@@ -227,10 +228,9 @@ class Refinement:
         self._refactor_stale()
         rough = mx.logical_and(self.violation > _FINE, mx.isfinite(self.violation))
         if self.settings.refine and bool(mx.any(rough).item()):
-            system = kkt.Jacobian(
-                self.program, self.cones, self.cones.derivative(self.z), self.inverse
-            )
-            dx, dz = system.solve(*residual_map.evaluate(self.program, self.cones, self.x, self.z))
+            y, atoms = self.cones.linearize(self.z)
+            system = kkt.Jacobian(self.program, self.cones, atoms, self.inverse)
+            dx, dz = system.solve(*residual_map.at(self.program, self.x, self.z, y))
             x, z = self.x - dx, self.z - dz
             y = self.cones.project_dual(z)
             violation = mx.where(rough, self._judge(None, x, y, y - z), mx.inf)
@@ -256,7 +256,8 @@ class Refinement:
             chosen = lanes.some(stale, self.program.lanes)
             local = self.program if chosen is None else self.program.take(chosen)
             z = lanes.pick(self.z, chosen)
-            self._remember(chosen, *factor_at(local, self.cones, z))
+            atoms = self.cones.derivative(z)
+            self._remember(chosen, atoms, factor_at(local, self.cones, atoms))
 
     def _same(self, signature: mx.array, atoms: Any) -> mx.array:
         """Whether D is where the signature says, (B,); False for NaN."""

@@ -22,7 +22,11 @@ Pair = tuple[mx.array, mx.array]
 
 def evaluate(program: Program, cones: Product, x: mx.array, z: mx.array) -> Pair:
     """F(x, z), (B, n) and (B, m)."""
-    y = cones.project_dual(z)
+    return at(program, x, z, cones.project_dual(z))
+
+
+def at(program: Program, x: mx.array, z: mx.array, y: mx.array) -> Pair:
+    """F(x, z) where y = Pi(z) is known."""
     dual = program.P_times(x) + program.A.transpose_times(y) + program.q
     return dual, program.A.times(x) + y - z - program.b
 

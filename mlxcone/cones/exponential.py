@@ -199,18 +199,17 @@ class Exponential:
         return z / mx.where(size == 0, 1.0, size), size
 
     def project_dual(self, z: mx.array) -> mx.array:
-        unit, size = self._scaled(z)
         # The dual of the exponential cone is minus its polar.
-        y = _split(unit).p if self.dual else -_split(-unit).d
-        return (size * y).reshape(z.shape)
+        return self.linearize(z)[0]
 
     def derivative(self, z: mx.array) -> Atoms:
-        unit, _ = self._scaled(z)
-        if self.dual:
-            split = _split(unit)
-            return Atoms(split.on_cone, split.vectors)
-        split = _split(-unit)
-        return Atoms(split.on_polar, split.vectors)
+        return self.linearize(z)[1]
+
+    def linearize(self, z: mx.array) -> tuple[mx.array, Atoms]:
+        unit, size = self._scaled(z)
+        split = _split(unit if self.dual else -unit)
+        y, values = (split.p, split.on_cone) if self.dual else (-split.d, split.on_polar)
+        return (size * y).reshape(z.shape), Atoms(values, split.vectors)
 
     def spectral(self, atoms: Atoms, function: Spectral, v: mx.array) -> mx.array:
         return spectral3.spectral(atoms, function, v)

@@ -234,6 +234,17 @@ class Power:
         return a, primal, blocks / size, size
 
     def project_dual(self, z: mx.array) -> mx.array:
+        return self.linearize(z)[0]
+
+    def _flat(self, parts: _Split, primal: mx.array) -> tuple[mx.array, mx.array]:
+        """Where the projection is 0 and where it is the point itself, (B, count, 1)."""
+        zero = mx.where(primal, parts.inside, parts.polar)[..., None]
+        return zero, mx.where(primal, parts.polar, parts.inside)[..., None]
+
+    def derivative(self, z: mx.array) -> Atoms:
+        return self.linearize(z)[1]
+
+    def linearize(self, z: mx.array) -> tuple[mx.array, Atoms]:
         a, primal, v, size = self._prepare(z)
         w = mx.where(primal[:, None], -v, v)
         parts = _split(w, a)
@@ -243,23 +254,13 @@ class Power:
         zero, one = self._flat(parts, primal)
         # z itself, not to move by a rounding what is inside.
         y = mx.where(one, z.reshape(y.shape), y)
-        return mx.where(zero, 0.0, y).reshape(z.shape)
-
-    def _flat(self, parts: _Split, primal: mx.array) -> tuple[mx.array, mx.array]:
-        """Where the projection is 0 and where it is the point itself, (B, count, 1)."""
-        zero = mx.where(primal, parts.inside, parts.polar)[..., None]
-        return zero, mx.where(primal, parts.polar, parts.inside)[..., None]
-
-    def derivative(self, z: mx.array) -> Atoms:
-        a, primal, v, _ = self._prepare(z)
-        parts = _split(mx.where(primal[:, None], -v, v), a)
+        y = mx.where(zero, 0.0, y).reshape(z.shape)
         third = mx.where(primal, parts.rest, parts.share)
         third = mx.stack([mx.ones_like(third), third, mx.zeros_like(third)], axis=-1)
-        zero, one = self._flat(parts, primal)
         values = mx.where(zero, 0.0, mx.where(one, 1.0, third))
-        y = mx.where(primal[:, None], parts.n, parts.p)
-        s = mx.where(primal[:, None], parts.p, parts.n)
-        return Atoms(values, spectral3.frame(y, s))
+        along = mx.where(primal[:, None], parts.n, parts.p)
+        across = mx.where(primal[:, None], parts.p, parts.n)
+        return y, Atoms(values, spectral3.frame(along, across))
 
     def spectral(self, atoms: Atoms, function: Spectral, v: mx.array) -> mx.array:
         return spectral3.spectral(atoms, function, v)

@@ -343,6 +343,16 @@ class Product:
         """Atoms of D = derivative of the projection onto K*, a list with one entry a group."""
         return [g.derivative(v) for g, v in zip(self.groups, self._each(z), strict=True)]
 
+    def linearize(self, z: mx.array) -> tuple[mx.array, list[Any]]:
+        """`project_dual` and `derivative`, with what they have in common computed once."""
+        both = [
+            g.linearize(v)
+            if isinstance(g, Exponential | Power | Semidefinite)
+            else (g.project_dual(v), g.derivative(v))
+            for g, v in zip(self.groups, self._each(z), strict=True)
+        ]
+        return self._join([y for y, _ in both], z), [atoms for _, atoms in both]
+
     def spectral(self, atoms: list[Any], function: Spectral, v: mx.array) -> mx.array:
         """function(D) v for ``v`` (B, m) or (B or 1, m, k)."""
         columns = v if v.ndim == 3 else v[..., None]

@@ -108,8 +108,12 @@ class Semidefinite:
         return self._triangles(projected).reshape(z.shape)
 
     def derivative(self, z: mx.array) -> Atoms:
+        return self.linearize(z)[1]
+
+    def linearize(self, z: mx.array) -> tuple[mx.array, Atoms]:
         eigen = positive_part.decompose(self._blocks(z))
-        return Atoms(positive_part.slopes(eigen.values), eigen)
+        y = self._triangles(positive_part.value(eigen)).reshape(z.shape)
+        return y, Atoms(positive_part.slopes(eigen.values), eigen)
 
     def spectral(self, atoms: Atoms | Scaling, function: Spectral, v: mx.array) -> mx.array:
         columns = v.reshape(v.shape[0], self.count, self._size, v.shape[-1])
