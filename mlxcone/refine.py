@@ -18,7 +18,7 @@ _STALL = 3  # Newton steps without halving the violation before a lane gives up
 # W = D E^-1 amplifies a change of D by 1 / eps: a factor serves only where D stayed put.
 _STALE = 1e-7
 _ROUNDING = 2e-16  # of float64
-_FINE = 1e-3  # violation below which nothing is left to gain
+_FINE = 1e-5  # violation below which nothing is left to gain
 _NOTICED = 0.1  # share of eps_abs that rounding may take
 
 

@@ -71,7 +71,7 @@ def measure(
     columns = _norms([Px + program.q + Aty, Px, program.q, Aty], to_column)
     sy = s * y
     sums = [mx.sum(v, axis=1) for v in (x * Px, program.q * x, program.b * y, sy, mx.abs(sy))]
-    xPx, qx, by, sy, rounding = mx.stack(sums) * to_value
+    xPx, qx, by, sy, rounding = (v * to_value for v in sums)
     gap = mx.abs(xPx + qx + by)
     # Where neither residual is zero, the gap may vanish by chance; and by rounding.
     complementarity = mx.abs(sy) + _ROUNDING * rounding

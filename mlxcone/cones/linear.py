@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 import mlx.core as mx
+import numpy as np
 
 from mlxcone.cones.base import Spectral
 
@@ -18,9 +19,14 @@ class Atoms(NamedTuple):
 
 
 @functools.lru_cache(maxsize=256)
+def _bounds(zero: int, nonneg: int) -> np.ndarray:
+    return np.repeat(np.array([-np.inf, 0.0], dtype=np.float32), [zero, nonneg])
+
+
 def _least(zero: int, nonneg: int, dtype: mx.Dtype) -> mx.array:
     """Lower bounds of the dual cone."""
-    return mx.array([-float("inf")] * zero + [0.0] * nonneg, dtype=dtype)
+    # Kept by NumPy: an mx.array made while mx.compile traces belongs to that trace.
+    return mx.array(_bounds(zero, nonneg)).astype(dtype)
 
 
 @dataclass(frozen=True)
