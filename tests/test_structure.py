@@ -1,0 +1,200 @@
+"""What zeros of shared matrices allow: found as they are, and the same answers with as without."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import mlx.core as mx
+import numpy as np
+import pytest
+
+import mlxcone
+from mlxcone import low_rank, solver, structure
+from mlxcone.admm import Fused, Operator, State, advance, row_weights
+from mlxcone.cones.product import Cones, Product
+from mlxcone.operators import Rectangular
+from mlxcone.problem import Program
+from mlxcone.splitting_factor import Explicit
+from mlxcone.structure import Structure
+from mlxcone.testing import verify_solution
+
+N = 12
+
+
+def wide(value: Any) -> mx.array:
+    return mx.array(np.asarray(value, dtype=np.float64), dtype=mx.float64)
+
+
+def rows(*parts: np.ndarray) -> np.ndarray:
+    return np.concatenate(parts, axis=0)
+
+
+EYE = np.eye(N)
+DENSE = np.random.default_rng(0).standard_normal((3, N))
+
+
+@pytest.mark.parametrize(
+    ("A", "places"),
+    [
+        (EYE, ((0, 0, N),)),
+        (rows(DENSE, -EYE), ((3, 0, N),)),
+        (rows(EYE, DENSE, 2.0 * EYE), ((0, 0, N), (N + 3, 0, N))),
+        (rows(EYE, EYE), ((0, 0, N), (N, 0, N))),
+        (EYE[2:11], ((0, 2, 9),)),
+        (rows(DENSE, EYE[2:11], DENSE), ((3, 2, 9),)),
+        (rows(EYE[:3], DENSE), ()),
+        (EYE[::-1].copy(), ()),
+        (DENSE, ()),
+        (np.zeros((N, N)), ()),
+        (rows(EYE[:8], np.zeros((1, N)), EYE[8:]), ((0, 0, 8),)),
+    ],
+)
+def test_rows_with_one_entry(A: np.ndarray, places: Any) -> None:
+    assert structure.find(None, wide(A)).places == places
+    # The products are those of the matrix.
+    operator, plain = Rectangular.of(wide(A), places), Rectangular.of(wide(A))
+    rng = np.random.default_rng(1)
+    x, y = wide(rng.standard_normal((4, N))), wide(rng.standard_normal((4, A.shape[0])))
+    np.testing.assert_allclose(np.array(operator.times(x)), np.array(plain.times(x)), atol=1e-14)
+    back, expected = (np.array(one.transpose_times(y)) for one in (operator, plain))
+    np.testing.assert_allclose(back, expected, atol=1e-14)
+    assert operator.others == A.shape[0] - sum(k for _, _, k in places)
+
+
+def test_diagonals() -> None:
+    A = wide(EYE)
+    assert structure.find(wide(EYE), A).diagonal
+    assert structure.find(wide(0.0 * EYE), A).diagonal
+    assert not structure.find(wide(DENSE.T @ DENSE), A).diagonal
+    assert not structure.find(None, A).diagonal
+
+
+def test_a_batch_has_no_structure() -> None:
+    """What the lanes beside it are must not change how a lane is solved."""
+    A = mx.broadcast_to(wide(EYE), (3, N, N))
+    assert structure.find(wide(EYE), A) == Structure()
+    assert not structure.find(mx.broadcast_to(wide(EYE), (3, N, N)), wide(EYE)).diagonal
+
+
+def test_no_values_no_structure() -> None:
+    seen = []
+
+    def look(A: mx.array) -> mx.array:
+        seen.append(structure.find(None, A))
+        return A
+
+    mx.vmap(look)(wide(np.stack([EYE, EYE])))
+    assert seen == [Structure()]
+
+
+def instance(P: np.ndarray | None, A: np.ndarray, zero: int, seed: int = 2) -> Any:
+    """Data with a known solution: q and b for a complementary pair."""
+    rng = np.random.default_rng(seed)
+    m = A.shape[0]
+    x, z = rng.standard_normal((4, N)), rng.standard_normal((4, m))
+    y = np.where(np.arange(m) < zero, z, np.maximum(z, 0.0))
+    s = np.where(np.arange(m) < zero, 0.0, np.maximum(-z, 0.0))
+    Px = 0.0 if P is None else x @ P
+    return wide(-(Px + y @ A)), wide(x @ A.T + s), (x, y, s)
+
+
+DIAGONAL = np.diag(np.linspace(0.5, 3.0, N))
+FULL = DENSE.T @ DENSE + np.eye(N)
+
+
+@pytest.mark.parametrize("P", [DIAGONAL, FULL, None], ids=["diagonal", "full", "none"])
+@pytest.mark.parametrize("zero", [0, 2, 3])
+def test_the_same_answers(P: np.ndarray | None, zero: int, monkeypatch: Any) -> None:
+    A = rows(DENSE, -EYE)
+    q, b, _ = instance(P, A, zero)
+    cones = {"z": zero, "l": A.shape[0] - zero}
+    arguments = (None if P is None else wide(P), q, wide(A), b, cones)
+    found = mlxcone.solve(*arguments)
+    monkeypatch.setattr(solver.structure, "find", lambda *_: Structure())
+    expected = mlxcone.solve(*arguments)
+    assert found.info.status.tolist() == expected.info.status.tolist() == [1] * 4
+    for k in range(4):
+        x, y, s = (np.array(v[k]) for v in found[:3])
+        assert verify_solution(P, np.array(q[k]), A, np.array(b[k]), cones, x, y, s).worst < 1e-8
+    if P is not None:
+        np.testing.assert_allclose(np.array(found.x), np.array(expected.x), atol=1e-9)
+
+
+def test_derivatives_see_entries_that_are_zero() -> None:
+    """Zeros of the data are variables: first and second derivatives move them."""
+    A = rows(DENSE[:1], -EYE)
+    q, b, _ = instance(DIAGONAL, A, 1)
+    P, A, q, b = wide(DIAGONAL), wide(A), q[0], b[0]
+    rng = np.random.default_rng(7)
+    dA, dP = wide(rng.standard_normal(A.shape)), rng.standard_normal((N, N))
+    dP = wide(dP + dP.T)
+    cones = {"z": 1, "l": N}
+    with mx.stream(mx.cpu):
+
+        def along(t: mx.array) -> mx.array:
+            return mx.sum(mx.power(mlxcone.solve(P + t * dP, q, A + t * dA, b, cones).x, 3))
+
+        h, zero = 1e-6, wide(0.0)
+        # Beside zero there is no structure to find, at zero there is.
+        ends = [along(wide(t)).item() for t in (h, -h)]
+        assert mx.grad(along)(zero).item() == pytest.approx((ends[0] - ends[1]) / (2 * h), rel=1e-5)
+        bends = [mx.grad(along)(wide(t)).item() for t in (h, -h)]
+        second = mx.grad(mx.grad(along))(zero).item()
+        assert second == pytest.approx((bends[0] - bends[1]) / (2 * h), rel=1e-4)
+
+
+@pytest.mark.parametrize("dense", [0, 1, 3])
+@pytest.mark.parametrize("lanes", [1, 5])
+def test_low_rank_inverses(dense: int, lanes: int) -> None:
+    A = rows(DENSE[:dense], EYE)
+    places = structure.find(None, wide(A)).places
+    rng = np.random.default_rng(3)
+    weights = wide(rng.uniform(0.0, 2.0, (lanes, A.shape[0])))
+    vector = wide(rng.standard_normal((5, N)))
+    operator = Rectangular.of(wide(A), places)
+    b = wide(np.zeros((5, A.shape[0])))
+    program = Program(wide(DIAGONAL), vector, operator, b, wide(np.diag(DIAGONAL)))
+    assert low_rank.fits(program)
+    found = low_rank.factor(program, weights, 1e-3)
+    H = DIAGONAL + 1e-3 * np.eye(N) + A.T @ (np.array(weights)[..., None] * A)
+    expected = np.linalg.solve(H, np.array(vector)[..., None])[..., 0]
+    np.testing.assert_allclose(np.array(found.times(vector)), expected, rtol=1e-10, atol=1e-12)
+    inverse, ok = found.explicit()
+    assert np.array(ok).all()
+    np.testing.assert_allclose(np.array(inverse), np.linalg.inv(H), rtol=1e-10, atol=1e-12)
+
+
+def test_low_rank_inverses_say_where_there_is_none() -> None:
+    A = rows(DENSE[:1], EYE)
+    places = structure.find(None, wide(A)).places
+    weights = np.ones((3, N + 1))
+    weights[1] = np.nan
+    q, b = wide(np.zeros((3, N))), wide(np.zeros((3, N + 1)))
+    operator = Rectangular.of(wide(A), places)
+    program = Program(wide(DIAGONAL), q, operator, b, wide(np.diag(DIAGONAL)))
+    _, ok = low_rank.factor(program, wide(weights), 1e-3).explicit()
+    assert ok.tolist() == [True, False, True]
+
+
+@pytest.mark.parametrize("zero", [0, 2])
+@pytest.mark.parametrize("shared", [True, False])
+def test_a_fused_step_is_a_step(zero: int, shared: bool) -> None:
+    n, m, lanes = 5, 7, 3
+    rng = np.random.default_rng(4)
+    shape = () if shared else (lanes,)
+    root, A = rng.standard_normal((*shape, n, n)), rng.standard_normal((*shape, m, n))
+    P = root @ np.swapaxes(root, -1, -2)
+    q, b = (wide(rng.standard_normal((lanes, k))) for k in (n, m))
+    program = Program(wide(P), q, Rectangular.of(wide(A)), b)
+    cones = Product(Cones(zero=zero, nonneg=m - zero))
+    assert Fused.fits(program, cones)
+    weights = row_weights(mx.full((lanes, 1), 0.7, dtype=mx.float64), cones)
+    R = np.array(weights[0])
+    inverse = wide(np.linalg.inv(P + 1e-3 * np.eye(n) + np.swapaxes(A, -1, -2) @ (R[:, None] * A)))
+    fused = Fused.of(program, cones, inverse, weights, 1e-3, 1.6)
+    plain = Operator(program, Explicit(inverse), weights, wide(1.6))
+    start = State(*(wide(rng.standard_normal((lanes, k))) for k in (n, m)))
+    expected, _ = advance(cones, plain, start, None, 6)
+    found, _ = advance(cones, plain._replace(fused=fused), start, None, 6)
+    for u, v in zip(found, expected, strict=True):
+        np.testing.assert_allclose(np.array(u), np.array(v), rtol=1e-10, atol=1e-10)
