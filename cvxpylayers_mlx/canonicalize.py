@@ -47,8 +47,11 @@ class DataMap:
         return cls(SparseMap(matrix), shape, sizes, uses)
 
     def at(self, entries: np.ndarray) -> DataMap:
-        """The map to an array of some of the entries, numbered row by row."""
-        return DataMap.of(self.linear.matrix()[entries.ravel()], entries.shape, self.sizes)
+        """The map to an array of some of the entries, numbered row by row, or 0 for -1."""
+        matrix: Any = self.linear.matrix()
+        if (entries < 0).any():
+            matrix = sp.vstack([matrix, sp.csr_array((1, matrix.shape[1]))], format="csr")
+        return DataMap.of(matrix[entries.ravel()], entries.shape, self.sizes)
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,6 @@ stationarity in t, P_tt t + q_t + c y = 0.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
@@ -20,8 +19,18 @@ import scipy.sparse as sp
 import mlxcone
 from cvxpylayers_mlx.affine import SparseMap
 from cvxpylayers_mlx.canonicalize import Canonical, DataMap
-
-Read = Callable[[DataMap], mx.array]
+from cvxpylayers_mlx.program import (
+    Data,
+    Read,
+    blot,
+    constants,
+    finished,
+    grid,
+    on_cpu,
+    pattern,
+    row_times,
+    warm_parts,
+)
 
 
 class Cost(NamedTuple):
@@ -42,7 +51,7 @@ class Cost(NamedTuple):
 
     def _times(self, v: mx.array) -> mx.array:
         assert self.P is not None
-        return self.P * v if self.diagonal else _rows(v, self.P)
+        return self.P * v if self.diagonal else row_times(v, self.P)
 
     def conjugated(self, E: mx.array) -> mx.array:
         """E'P E."""
@@ -57,38 +66,6 @@ class Link(NamedTuple):
     f: mx.array
     cost_x: Cost
     cost_t: Cost
-
-
-class Data(NamedTuple):
-    """P, q, A, b as `mlxcone.solve` takes them, the dtype they came from, and the way back."""
-
-    P: mx.array | None
-    q: mx.array
-    A: mx.array
-    b: mx.array
-    dtype: mx.Dtype
-    link: Link | None = None
-
-
-class Whole:
-    """A program of which nothing can be eliminated."""
-
-    def __init__(self, form: Canonical) -> None:
-        self._form, self.cones = form, form.cones
-
-    def read(self, read: Read) -> Data:
-        """Its data; ``read`` gives the arrays of maps."""
-        form = self._form
-        q, A, b = map(read, (form.q, form.A, form.b))
-        return Data(None if form.P is None else read(form.P), q, A, b, q.dtype)
-
-    def start(self, warm: Any) -> Any:
-        """A warm start."""
-        return warm
-
-    def restore(self, found: mlxcone.Solution, data: Data) -> mlxcone.Solution:
-        """The solution."""
-        return found
 
 
 @dataclass(frozen=True)
@@ -109,6 +86,7 @@ class Elimination:
     parts: dict[str, DataMap]
     place_x: SparseMap
     place_rows: SparseMap
+    turned, weight = False, 1.0
 
     @classmethod
     def of(cls, form: Canonical) -> Elimination | None:
@@ -125,20 +103,20 @@ class Elimination:
         parts = {
             "q_x": form.q.at(x),
             "q_t": form.q.at(t),
-            "A_x": form.A.at(_grid(rows, x, n)),
-            "A_t": form.A.at(_grid(gone, x, n)),
+            "A_x": form.A.at(grid(rows, x, n)),
+            "A_t": form.A.at(grid(gone, x, n)),
             "b_x": form.b.at(rows),
             "b_t": form.b.at(gone),
         }
         diagonal = False
         if form.P is not None:
-            i, j = _pattern(form.P)
+            i, j = pattern(form.P)
             inside = np.isin(i, t)
             if not inside.all():
-                parts["P_x"] = form.P.at(_grid(x, x, n))
+                parts["P_x"] = form.P.at(grid(x, x, n))
             if inside.any():
                 diagonal = np.array_equal(i[inside], j[inside])
-                parts["P_t"] = form.P.at(t * n + t if diagonal else _grid(t, t, n))
+                parts["P_t"] = form.P.at(t * n + t if diagonal else grid(t, t, n))
         cones = replace(form.cones, zero=form.cones.zero - t.size)
         places = _places(x, t), _places(rows, gone)
         return cls(x, t, rows, gone, pivots, diagonal, cones, parts, *places)
@@ -146,14 +124,14 @@ class Elimination:
     def read(self, read: Read) -> Data:
         """The smaller program, float64; ``read`` gives the arrays of maps."""
         dtype = read(self.parts["q_x"]).dtype
-        with _cpu():
+        with on_cpu():
             # P is squared in what t costs: float64, whatever the data are.
             found = {k: read(part).astype(mx.float64) for k, part in self.parts.items()}
             pivots = mx.array(self.pivots, dtype=mx.float64)
             E, f = -found["A_t"] / pivots[:, None], found["b_t"] / pivots
             cost_x = Cost(found.get("P_x"), found["q_x"])
             cost_t = Cost(found.get("P_t"), found["q_t"], self.diagonal)
-            P, q = cost_x.P, cost_x.q + _rows(cost_t.slope(f), E)
+            P, q = cost_x.P, cost_x.q + row_times(cost_t.slope(f), E)
             if cost_t.P is not None:
                 EPE = cost_t.conjugated(E)
                 P = EPE if P is None else P + EPE
@@ -164,74 +142,36 @@ class Elimination:
 
     def start(self, warm: Any) -> Any:
         """A warm start of the whole program as one of the smaller."""
-        if not isinstance(warm, (tuple, list)) or len(warm) not in (3, 4):
-            return warm  # None, or what `mlxcone.solve` refuses
-        chosen = []
-        columns, rows = (self.x, self.t), (self.rows, self.gone)
-        for name, value, (kept, gone) in zip("xys", warm, (columns, rows, rows), strict=False):
-            array, size = mlxcone.as_array(f"warm_start.{name}", value), kept.size + gone.size
-            if array.ndim not in (1, 2) or array.shape[-1] != size:
-                raise ValueError(
-                    f"warm_start.{name}: expected shape ({size},) or (B, {size}), "
-                    f"got {tuple(array.shape)}"
-                )
-            chosen.append(mx.take(array, mx.array(kept.astype(np.int32)), axis=-1))
-        return tuple(chosen)
+        parts = warm_parts(warm, self.x.size + self.t.size, self.rows.size + self.gone.size)
+        if parts is None:
+            return warm
+        kept = (mx.array(i.astype(np.int32)) for i in (self.x, self.rows, self.rows))
+        return tuple(mx.take(v, i, axis=-1) for v, i in zip(parts, kept, strict=True))
 
     def restore(self, found: mlxcone.Solution, data: Data) -> mlxcone.Solution:
         """The solution of the whole program from that of the smaller."""
         of = data.link
         assert of is not None
-        with _cpu():
+        with on_cpu():
             status = found.info.status[..., None]
             solved, zero = status > 0, mx.array(0.0, dtype=mx.float64)
             # NaN must not meet the sums over lanes that derivatives of a shared E make.
             x = mx.where(mx.isfinite(found.x), found.x, zero)
             ray = status == int(mlxcone.Status.UNBOUNDED)
-            t = _rows(x, mx.swapaxes(of.E, -1, -2)) + mx.where(ray, zero, of.f)
+            t = row_times(x, mx.swapaxes(of.E, -1, -2)) + mx.where(ray, zero, of.f)
             y = -of.cost_t.slope(t) / mx.array(self.pivots, dtype=mx.float64)
             objective = mx.where(solved[..., 0], of.cost_x(x) + of.cost_t(t), mx.nan)
-            t = t + _blot(found.x, solved)
+            t = t + blot(found.x, solved)
             # The rows that went have no part in a certificate.
-            y = mx.where(solved, y, zero) + _blot(found.y if self.rows.size else found.x, solved)
-            s = mx.zeros_like(y) + _blot(found.s if self.rows.size else found.x, solved)
-            x = _join(self.place_x, found.x, t).astype(data.dtype)
-            y = _join(self.place_rows, found.y, y).astype(data.dtype)
-            s = _join(self.place_rows, found.s, s).astype(data.dtype)
-            info = found.info._replace(objective=objective)
-            info = mlxcone.Info(
-                *(v.astype(data.dtype) if v.dtype == mx.float64 else v for v in info)
+            y = mx.where(solved, y, zero) + blot(found.y if self.rows.size else found.x, solved)
+            s = mx.zeros_like(y) + blot(found.s if self.rows.size else found.x, solved)
+            return finished(
+                _join(self.place_x, found.x, t),
+                _join(self.place_rows, found.y, y),
+                _join(self.place_rows, found.s, s),
+                found.info._replace(objective=objective),
+                data.dtype,
             )
-        return mlxcone.Solution(x, y, s, info)
-
-
-def shortest(form: Canonical) -> Whole | Elimination:
-    """The program with as few variables as its patterns allow."""
-    return Elimination.of(form) or Whole(form)
-
-
-def spoiled(data: Data, wrong: mx.array | None) -> Data:
-    """Data with NaN in the lanes that are ``wrong``, (B,) or ()."""
-    if wrong is None:
-        return data
-    with _cpu():
-        blot = mx.where(wrong, mx.nan, 0.0)[..., None]
-        return data._replace(q=data.q + blot.astype(data.q.dtype))
-
-
-def _cpu() -> Any:
-    return mx.stream(mx.Device(mx.DeviceType.cpu))
-
-
-def _rows(v: mx.array, matrix: mx.array) -> mx.array:
-    """Row vectors v (k,) or (B, k) and M (k, l) or (B, k, l)."""
-    return v @ matrix if matrix.ndim == 2 else (v[..., None, :] @ matrix)[..., 0, :]
-
-
-def _blot(v: mx.array, solved: mx.array) -> mx.array:
-    """Zero in a lane that is solved; else NaN if v is, and with the derivatives of v."""
-    total = mx.sum(v, axis=-1, keepdims=True)
-    return mx.where(solved, mx.array(0.0, dtype=v.dtype), total - mx.stop_gradient(total))
 
 
 def _join(place: SparseMap, kept: mx.array, gone: mx.array) -> mx.array:
@@ -240,33 +180,20 @@ def _join(place: SparseMap, kept: mx.array, gone: mx.array) -> mx.array:
     return place(both) if both.ndim == 2 else place(both[None])[0]
 
 
-def _grid(rows: np.ndarray, columns: np.ndarray, width: int) -> np.ndarray:
-    """Where a block stands in the flat entries of a matrix."""
-    return rows[:, None] * width + columns
-
-
 def _places(kept: np.ndarray, gone: np.ndarray) -> SparseMap:
     """From (kept, gone) to the order of the whole."""
     order, size = np.concatenate([kept, gone]), kept.size + gone.size
     return SparseMap(sp.coo_array((np.ones(size), (order, np.arange(size))), shape=(size, size)))
 
 
-def _pattern(part: DataMap) -> tuple[np.ndarray, np.ndarray]:
-    """Rows and columns of a matrix where an entry may be other than zero."""
-    flat = np.flatnonzero(np.diff(part.linear.matrix().indptr))
-    return flat // part.shape[-1], flat % part.shape[-1]
-
-
 def _singletons(form: Canonical) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Columns with one entry in A, a constant in an equality row; the rows, one each; the entry."""
-    n, maps = form.A.shape[1], form.A.linear.matrix()
-    i, j = _pattern(form.A)
-    alone = (np.bincount(j, minlength=n)[j] == 1) & (i < form.cones.zero)
+    i, j = pattern(form.A)
+    alone = (np.bincount(j, minlength=form.A.shape[1])[j] == 1) & (i < form.cones.zero)
     i, j = i[alone], j[alone]
-    begin = maps.indptr[i * n + j]
-    constant = maps.indptr[i * n + j + 1] - begin == 1
-    constant &= maps.indices[begin] == maps.shape[1] - 1
-    i, j, entries = i[constant], j[constant], maps.data[begin[constant]]
+    entries = constants(form.A, i, j)
+    known = np.isfinite(entries)
+    i, j, entries = i[known], j[known], entries[known]
     _, first = np.unique(i, return_index=True)
     return j[first], i[first], entries[first]
 
@@ -276,7 +203,7 @@ def _closed(P: DataMap | None, columns: np.ndarray) -> np.ndarray:
     keep = np.ones(columns.size, dtype=bool)
     if P is None:
         return keep
-    i, j = _pattern(P)
+    i, j = pattern(P)
     while True:
         inside = np.isin(np.arange(P.shape[0]), columns[keep])
         tied = np.concatenate([i[inside[i] & ~inside[j]], j[inside[j] & ~inside[i]]])

@@ -12,7 +12,7 @@ import numpy as np
 
 import mlxcone
 from cvxpylayers_mlx.canonicalize import Canonical
-from cvxpylayers_mlx.eliminate import Read, Whole, spoiled
+from cvxpylayers_mlx.program import Read, Whole, spoiled
 
 _STATUS = {
     cp.OPTIMAL: mlxcone.Status.SOLVED,

@@ -9,9 +9,10 @@ import mlx.core as mx
 import numpy as np
 
 import mlxcone
-from cvxpylayers_mlx import eliminate
 from cvxpylayers_mlx.canonicalize import Canonical
-from cvxpylayers_mlx.eliminate import Read, spoiled
+from cvxpylayers_mlx.dualize import Dual
+from cvxpylayers_mlx.eliminate import Elimination
+from cvxpylayers_mlx.program import Read, Whole, spoiled
 
 
 class Native:
@@ -28,7 +29,8 @@ class Native:
     """
 
     def __init__(self, form: Canonical, options: Mapping[str, Any]) -> None:
-        self._program = eliminate.shortest(form)
+        self._whole = Whole(form)
+        self._program = Elimination.of(form) or Dual.of(form) or self._whole
         rest = {"on_failure": "raise", **options}
         self._warm_start = rest.pop("warm_start", None)
         self._settings = mlxcone.Settings().override(rest)
@@ -45,11 +47,21 @@ class Native:
         warm = rest.pop("warm_start", self._warm_start)
         settings, program = self._settings.override(rest), self._program
         data = spoiled(program.read(read), wrong)
-        if not settings.data_rounding:
-            settings = settings.override({"data_rounding": mx.finfo(data.dtype).eps})
+        # Statuses that are exchanged first are looked at here, if they can be.
+        raises = program.turned and settings.on_failure == "raise"
+        if raises and not _have_numbers(data[:4]):
+            program, raises = self._whole, False
+            data = spoiled(program.read(read), wrong)
+        if raises:
+            settings = settings.override({"on_failure": "return"})
+        rounding = settings.data_rounding or mx.finfo(data.dtype).eps
+        scale = settings.scale * program.weight
+        settings = settings.override({"data_rounding": rounding, "scale": scale})
         start = program.start(self._start(warm, data[:4]))
         found = mlxcone.solve(*data[:4], program.cones, warm_start=start, settings=settings)
         found = program.restore(found, data)
+        if raises:
+            _check(found.info.status)
         if warm is True and not settings.fixed_iters:
             self._last = _numbers(found)
         return found
@@ -65,6 +77,25 @@ class Native:
         if warm is None or warm is False:
             return None
         return getattr(warm, "canonical", warm)
+
+
+def _have_numbers(arrays: tuple[Any, ...]) -> bool:
+    """Whether arrays can be evaluated; not under ``mx.vmap`` and ``mx.compile``."""
+    try:
+        mx.eval(arrays)
+    except (RuntimeError, ValueError) as error:
+        if "transform" not in str(error):
+            raise
+        return False
+    return True
+
+
+def _check(status: mx.array) -> None:
+    """Raise where a lane has no solution."""
+    codes = np.atleast_1d(np.array(status))
+    failed = {int(k): mlxcone.Status(int(codes[k])) for k in np.flatnonzero(codes <= 0)}
+    if failed:
+        raise mlxcone.SolverError(failed)
 
 
 def _numbers(solution: mlxcone.Solution) -> tuple[np.ndarray, ...] | None:

@@ -6,27 +6,32 @@ differences elsewhere; `mlxcone.testing` judges the restored solutions on the wh
 
 from __future__ import annotations
 
-import contextlib
 import pickle
-from collections.abc import Callable
 from typing import Any
 
 import cvxpy as cp
 import mlx.core as mx
 import numpy as np
 import pytest
+from layer_programs import (
+    LANES,
+    Build,
+    agree,
+    gradients,
+    pair,
+    scs_cones,
+    values,
+    whole_data,
+    wide,
+)
 
 import mlxcone
 from cvxpylayers_mlx import CvxpyLayer
-from cvxpylayers_mlx.eliminate import Elimination, Whole
+from cvxpylayers_mlx.eliminate import Elimination
+from cvxpylayers_mlx.program import Whole
 from mlxcone.testing import verify_infeasible, verify_solution, verify_unbounded
 
-M, N, LANES = 6, 4, 3
-Build = Callable[[], tuple[cp.Problem, list[cp.Parameter], list[cp.Variable]]]
-
-
-def wide(value: Any) -> mx.array:
-    return mx.array(np.asarray(value, dtype=np.float64), dtype=mx.float64)
+M, N = 6, 4
 
 
 def least_squares() -> Any:
@@ -67,98 +72,38 @@ PROBLEMS: dict[str, Build] = {
 }
 
 
-def values(parameters: list[cp.Parameter], seed: int = 0, lanes: int = LANES) -> list[mx.array]:
-    rng = np.random.default_rng(seed)
-    drawn = [rng.standard_normal((lanes, *p.shape)) for p in parameters]
-    spd = [
-        v @ np.swapaxes(v, 1, 2) if p.is_psd() else v
-        for v, p in zip(drawn, parameters, strict=True)
-    ]
-    return [wide(v) for v in spd]
-
-
-def pair(name: str, **options: Any) -> tuple[CvxpyLayer, CvxpyLayer, list[cp.Parameter]]:
-    """The layer, and the same one without elimination."""
-    problem, parameters, variables = PROBLEMS[name]()
-    made = [CvxpyLayer(problem, parameters, variables, solver_args=options) for _ in range(2)]
-    assert isinstance(made[0]._solver._program, Elimination)
-    made[1]._solver._program = Whole(made[1]._canonical)
-    return made[0], made[1], parameters
-
-
-def whole_data(layer: CvxpyLayer, given: list[mx.array]) -> list[Any]:
-    """P, q, A, b of the whole program, one lane at a time."""
-    caught: list[Any] = []
-
-    def catch(read: Any, options: Any, wrong: Any) -> Any:
-        caught.extend(Whole(layer._canonical).read(read)[:4])
-        raise StopIteration
-
-    keep, layer._solver = layer._solver, catch
-    with contextlib.suppress(StopIteration):
-        layer(*given)
-    layer._solver = keep
-    ranks = (2, 1, 2, 1)
-    lanes = given[0].shape[0]
-    return [
-        [
-            None if a is None else np.array(a[k] if a.ndim > r else a)
-            for a, r in zip(caught, ranks, strict=True)
-        ]
-        for k in range(lanes)
-    ]
-
-
 @pytest.mark.parametrize("name", PROBLEMS)
 def test_fewer_variables(name: str) -> None:
-    layer, whole, parameters = pair(name)
+    layer, whole, parameters = pair(PROBLEMS[name], Elimination)
     program: Any = layer._solver._program
     assert program.t.size == M
     assert program.x.size == whole._canonical.q.shape[0] - M
     assert program.cones.rows == whole._canonical.cones.rows - M
     found, expected = (one.solve(*values(parameters)) for one in (layer, whole))
-    for u, v in zip(found.canonical[:3], expected.canonical[:3], strict=True):
-        np.testing.assert_allclose(np.array(u), np.array(v), rtol=0, atol=1e-8)
-    for u, v in zip(found.variables, expected.variables, strict=True):
-        np.testing.assert_allclose(np.array(u), np.array(v), rtol=0, atol=1e-8)
-    objective = np.array(expected.info.objective)
-    np.testing.assert_allclose(np.array(found.info.objective), objective, rtol=1e-9, atol=1e-9)
+    agree(found, expected, 1e-8)
 
 
 @pytest.mark.parametrize("name", PROBLEMS)
 def test_what_is_restored_solves_the_whole_program(name: str) -> None:
-    layer, _, parameters = pair(name)
+    layer, _, parameters = pair(PROBLEMS[name], Elimination)
     given = values(parameters)
     solution = layer.solve(*given).canonical
     for k, (P, q, A, b) in enumerate(whole_data(layer, given)):
         x, y, s = (np.array(v[k]) for v in solution[:3])
-        cones = layer._canonical.cones
-        scs = {"z": cones.zero, "l": cones.nonneg, "q": list(cones.soc)}
-        assert verify_solution(P, q, A, b, scs, x, y, s).worst < 1e-8
+        assert verify_solution(P, q, A, b, scs_cones(layer), x, y, s).worst < 1e-8
 
 
 @pytest.mark.parametrize("name", PROBLEMS)
 def test_gradients(name: str) -> None:
-    layer, whole, parameters = pair(name)
+    layer, whole, parameters = pair(PROBLEMS[name], Elimination)
     given = values(parameters)
 
-    def loss(one: CvxpyLayer, *v: mx.array) -> mx.array:
-        found = one.solve(*v)
-        parts = [*found.variables, *found.canonical[:3], found.info.objective]
-        return sum((mx.sum(mx.sin(p)) for p in parts), wide(0.0))
-
-    with mx.stream(mx.cpu):
-        every = list(range(len(given)))
-        got, expected = (
-            mx.grad(lambda *v, one=one: loss(one, *v), argnums=every)(*given)
-            for one in (layer, whole)
-        )
-    for u, v in zip(got, expected, strict=True):
-        np.testing.assert_allclose(np.array(u), np.array(v), rtol=1e-7, atol=1e-7)
+    for u, v in zip(gradients(layer, given), gradients(whole, given), strict=True):
+        np.testing.assert_allclose(u, v, rtol=1e-7, atol=1e-7)
 
 
 def test_tangents_and_second_derivatives_follow_differences() -> None:
-    layer, _, parameters = pair("least_squares")
+    layer, _, parameters = pair(least_squares, Elimination)
     A, b = (v[0] for v in values(parameters))
     direction = wide(np.random.default_rng(1).standard_normal(M))
     with mx.stream(mx.cpu):
@@ -176,7 +121,7 @@ def test_tangents_and_second_derivatives_follow_differences() -> None:
 
 
 def test_vmap_and_shared_parameters() -> None:
-    layer, _, parameters = pair("least_squares")
+    layer, _, parameters = pair(least_squares, Elimination)
     A, b = values(parameters)
     lanes = mx.stack([layer(A[0], b[k])[0] for k in range(LANES)])
     for found in (layer(A[0], b)[0], mx.vmap(lambda v: layer(A[0], v)[0])(b)):
@@ -250,7 +195,7 @@ def test_a_lane_that_failed_has_a_gradient_of_nan() -> None:
 
 
 def test_warm_starts_are_of_the_whole_program() -> None:
-    layer, _, parameters = pair("least_squares")
+    layer, _, parameters = pair(least_squares, Elimination)
     given = values(parameters)
     cold = layer.solve(*given)
     warm = layer.solve(*given, solver_args={"warm_start": cold})
@@ -263,7 +208,7 @@ def test_warm_starts_are_of_the_whole_program() -> None:
 
 
 def test_copies() -> None:
-    layer, _, parameters = pair("weighted")
+    layer, _, parameters = pair(weighted, Elimination)
     given = values(parameters)
     again = pickle.loads(pickle.dumps(layer))
     np.testing.assert_array_equal(np.array(again(*given)[0]), np.array(layer(*given)[0]))
@@ -287,7 +232,7 @@ def test_pivots_are_divided_by() -> None:
 
 def test_nothing_to_eliminate() -> None:
     x, c = cp.Variable(N), cp.Parameter(N)
-    layer = CvxpyLayer(cp.Problem(cp.Minimize(c @ x), [x >= 0, cp.sum(x) == 1]), [c], [x])
+    layer = CvxpyLayer(cp.Problem(cp.Minimize(c @ x), [x >= 0, x <= 1]), [c], [x])
     assert isinstance(layer._solver._program, Whole)
 
 
