@@ -104,7 +104,7 @@ def _canonical(case: Case, batch: int) -> _Canonical:
     form = layer._canonical
     selected = parameters.select(checked, form.picks)
     P, q, A, b = (
-        None if part is None else np.array(layer._data(part, selected))
+        None if part is None else np.array(layer._data(selected, part))
         for part in (form.P, form.q, form.A, form.b)
     )
     n = q.shape[-1]
