@@ -155,9 +155,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5)
     options = parser.parse_args()
     rows = [
-        measure(name, batch, options.rounds)
-        for name in options.cases
-        for batch in options.batches
+        measure(name, batch, options.rounds) for name in options.cases for batch in options.batches
     ]
     RESULTS.mkdir(exist_ok=True)
     (RESULTS / "where.json").write_text(json.dumps(rows, indent=1))

@@ -46,6 +46,11 @@ class DataMap:
         uses = tuple(bool(hi > lo) for lo, hi in itertools.pairwise(bounds))
         return cls(SparseMap(matrix), shape, sizes, uses)
 
+    @property
+    def pattern(self) -> np.ndarray:
+        """Where an entry may be other than zero, of the shape of the array."""
+        return (np.diff(self.linear.matrix().indptr) > 0).reshape(self.shape)
+
     def at(self, entries: np.ndarray) -> DataMap:
         """The map to an array of some of the entries, numbered row by row, or 0 for -1."""
         matrix: Any = self.linear.matrix()

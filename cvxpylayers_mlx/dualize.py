@@ -29,7 +29,6 @@ from cvxpylayers_mlx.program import (
     finished,
     grid,
     on_cpu,
-    pattern,
     row_times,
     warm_parts,
 )
@@ -56,6 +55,7 @@ class Dual:
     zero: int
     pivots: np.ndarray
     idle: np.ndarray
+    pattern: np.ndarray
     parts: dict[str, DataMap]
     to_x: SparseMap
     turned = True  # a certificate of the one means the opposite for the other
@@ -71,7 +71,7 @@ class Dual:
         cones, zero, (m, n) = form.cones, form.cones.zero, form.A.shape
         if form.P is not None or cones.power_nd or cones.box or (cones.exp and cones.exp_dual):
             return None
-        i, j = pattern(form.A)
+        i, j = np.nonzero(form.A.pattern)
         i, j = i[i >= zero], j[i >= zero]
         alone = np.bincount(i, minlength=m)[i] == 1
         entries = constants(form.A, i, j)
@@ -99,7 +99,10 @@ class Dual:
             exp_dual=cones.exp,
             power=tuple(-alpha for alpha in cones.power),
         )
-        return cls(n, dual, zero, pivots, idle, parts, SparseMap(to_x))
+        fixed = np.zeros((m - zero, idle.size), dtype=bool)
+        fixed[idle, np.arange(idle.size)] = True
+        full = np.concatenate([parts["F"].pattern, fixed], axis=1)
+        return cls(n, dual, zero, pivots, idle, full, parts, SparseMap(to_x))
 
     def read(self, read: Read) -> Data:
         """The dual program, float64; ``read`` gives the arrays of maps."""

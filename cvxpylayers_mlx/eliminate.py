@@ -27,7 +27,6 @@ from cvxpylayers_mlx.program import (
     finished,
     grid,
     on_cpu,
-    pattern,
     row_times,
     warm_parts,
 )
@@ -83,6 +82,7 @@ class Elimination:
     pivots: np.ndarray
     diagonal: bool
     cones: mlxcone.Cones
+    pattern: np.ndarray
     parts: dict[str, DataMap]
     place_x: SparseMap
     place_rows: SparseMap
@@ -110,7 +110,7 @@ class Elimination:
         }
         diagonal = False
         if form.P is not None:
-            i, j = pattern(form.P)
+            i, j = np.nonzero(form.P.pattern)
             inside = np.isin(i, t)
             if not inside.all():
                 parts["P_x"] = form.P.at(grid(x, x, n))
@@ -119,7 +119,8 @@ class Elimination:
                 parts["P_t"] = form.P.at(t * n + t if diagonal else grid(t, t, n))
         cones = replace(form.cones, zero=form.cones.zero - t.size)
         places = _places(x, t), _places(rows, gone)
-        return cls(x, t, rows, gone, pivots, diagonal, cones, parts, *places)
+        pattern = parts["A_x"].pattern
+        return cls(x, t, rows, gone, pivots, diagonal, cones, pattern, parts, *places)
 
     def read(self, read: Read) -> Data:
         """The smaller program, float64; ``read`` gives the arrays of maps."""
@@ -188,7 +189,7 @@ def _places(kept: np.ndarray, gone: np.ndarray) -> SparseMap:
 
 def _singletons(form: Canonical) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Columns with one entry in A, a constant in an equality row; the rows, one each; the entry."""
-    i, j = pattern(form.A)
+    i, j = np.nonzero(form.A.pattern)
     alone = (np.bincount(j, minlength=form.A.shape[1])[j] == 1) & (i < form.cones.zero)
     i, j = i[alone], j[alone]
     entries = constants(form.A, i, j)
@@ -203,7 +204,7 @@ def _closed(P: DataMap | None, columns: np.ndarray) -> np.ndarray:
     keep = np.ones(columns.size, dtype=bool)
     if P is None:
         return keep
-    i, j = pattern(P)
+    i, j = np.nonzero(P.pattern)
     while True:
         inside = np.isin(np.arange(P.shape[0]), columns[keep])
         tied = np.concatenate([i[inside[i] & ~inside[j]], j[inside[j] & ~inside[i]]])

@@ -58,7 +58,9 @@ class Native:
         scale = settings.scale * program.weight
         settings = settings.override({"data_rounding": rounding, "scale": scale})
         start = program.start(self._start(warm, data[:4]))
-        found = mlxcone.solve(*data[:4], program.cones, warm_start=start, settings=settings)
+        found = mlxcone.solve(
+            *data[:4], program.cones, warm_start=start, pattern=program.pattern, settings=settings
+        )
         found = program.restore(found, data)
         if raises:
             _check(found.info.status)

@@ -36,7 +36,7 @@ class Whole:
     turned, weight = False, 1.0
 
     def __init__(self, form: Canonical) -> None:
-        self._form, self.cones = form, form.cones
+        self._form, self.cones, self.pattern = form, form.cones, form.A.pattern
 
     def read(self, read: Read) -> Data:
         """Its data; ``read`` gives the arrays of maps."""
@@ -109,12 +109,6 @@ def warm_parts(warm: Any, n: int, m: int) -> list[mx.array] | None:
 def grid(rows: np.ndarray, columns: np.ndarray, width: int) -> np.ndarray:
     """Where a block stands in the flat entries of a matrix."""
     return rows[:, None] * width + columns
-
-
-def pattern(part: DataMap) -> tuple[np.ndarray, np.ndarray]:
-    """Rows and columns of a matrix where an entry may be other than zero."""
-    flat = np.flatnonzero(np.diff(part.linear.matrix().indptr))
-    return flat // part.shape[-1], flat % part.shape[-1]
 
 
 def constants(part: DataMap, i: np.ndarray, j: np.ndarray) -> np.ndarray:

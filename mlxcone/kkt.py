@@ -53,7 +53,7 @@ def normal_matrix(program: Program, weighted: mx.array, sigma: float | mx.array)
     base = sigma * eye if program.P is None else program.P + sigma * eye
     if program.m == 0:  # MLX multiplies no empty matrices
         return base + mx.zeros((*weighted.shape[:-2], 1, 1), dtype=base.dtype)
-    return base + program.A.transposed @ weighted
+    return base + program.A.transpose_product(weighted)
 
 
 def _penalty(eps: float) -> Callable[[mx.array], mx.array]:

@@ -218,12 +218,11 @@ class Loop:
     def _factor(self, scale: mx.array) -> Factor:
         """In float64, whatever the loop's dtype."""
         rho_x = self.settings.rho_x
-        if not splitting_factor.shares_matrices(self.program):
-            return splitting_factor.explicit(self.program, scale, self.unit, rho_x)
-        if bool(mx.all(scale == scale[0]).item()):
-            return splitting_factor.factor(self.program, scale[:1], self.unit, rho_x)
-        if low_rank.fits(self.program):
-            return low_rank.factor(self.program, scale * self.unit, rho_x)
+        shared = splitting_factor.shares_matrices(self.program)
+        same = shared and bool(mx.all(scale == scale[0]).item())
+        if same or not shared or low_rank.fits(self.program):
+            some = scale[:1] if same else scale
+            return splitting_factor.factor(self.program, some, self.unit, rho_x)
         self._pencil = self._pencil or Pencil.of(self.program, self.unit, rho_x)
         return self._pencil.at(scale)
 

@@ -100,6 +100,23 @@ class Rectangular(NamedTuple):
         total = self.sum_blocks([y[:, i : i + k] for i, _, k in self.places])
         return total if self.dense is None else total + row_times(self.other_rows(y), self.dense[0])
 
+    def transpose_product(self, rows: mx.array) -> mx.array:
+        """A'M for M (m, k) or (B, m, k)."""
+        if not self.places:
+            return self.transposed @ rows
+        n, total = self.matrix.shape[-1], None
+        for (i, j, k), entries in zip(self.places, self.entries, strict=True):
+            here = entries[..., None] * rows[..., i : i + k, :]
+            if k < n:
+                width = [(0, 0)] * (here.ndim - 2) + [(j, n - j - k), (0, 0)]
+                here = mx.pad(here, width)
+            total = here if total is None else total + here
+        assert total is not None
+        if self.dense is None:
+            return total
+        rest = [rows[..., low:high, :] for low, high in _gaps(self.places, rows.shape[-2])]
+        return total + self.dense[1] @ (rest[0] if len(rest) == 1 else mx.concatenate(rest, -2))
+
     def sum_blocks(self, parts: list[mx.array]) -> mx.array:
         """The diagonal blocks, transposed, times parts (B, k), summed: (B, n)."""
         n, total = self.matrix.shape[-1], None

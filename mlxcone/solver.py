@@ -29,6 +29,7 @@ def solve(
     cones: Cones | Mapping[str, Any],
     *,
     warm_start: Solution | tuple[mx.array, mx.array, mx.array] | None = None,
+    pattern: Any = None,
     settings: Settings | None = None,
     **overrides: Any,
 ) -> Solution:
@@ -52,6 +53,9 @@ def solve(
             batch axis is shared by all problems.
         cones: `Cones` or an SCS dict; rows of A in that order.
         warm_start: a previous `Solution` or (x, y, s) of this shape; carries no gradient.
+        pattern: None, or a boolean array ``(m, n)`` that is True where A may be other than zero;
+            where it is False A must be zero. The zeros of a batch are of use only if they are known
+            from it, those of a shared A are found.
         settings (Settings): see there; ``overrides`` replace single ones.
 
     Returns:
@@ -66,7 +70,7 @@ def solve(
     """
     cones = Cones.of(cones)
     settings = Settings.of(settings, overrides)
-    return _solve(P, q, A, b, cones, warm_start, settings, _shared_custom)
+    return _solve(P, q, A, b, cones, warm_start, settings, _shared_custom, pattern)
 
 
 class Solver:
@@ -77,6 +81,7 @@ class Solver:
         A: ``(m, n)`` or ``(B, m, n)``.
         cones: `Cones` or an SCS dict.
         settings (Settings): see there; ``overrides`` replace single ones.
+        pattern: of A, as for `solve`.
 
     Raises:
         ValueError, TypeError: as `solve`, from the first call of `Solver.solve` at the latest.
@@ -88,9 +93,11 @@ class Solver:
         A: Any,
         cones: Cones | Mapping[str, Any],
         settings: Settings | None = None,
+        *,
+        pattern: Any = None,
         **overrides: Any,
     ) -> None:
-        self.cones = Cones.of(cones)
+        self.cones, self.pattern = Cones.of(cones), pattern
         self.settings = Settings.of(settings, overrides)
         self._set(P, A)
 
@@ -114,7 +121,8 @@ class Solver:
         one = mx.zeros(1)  # NumPy has no bfloat16
         wide = (a if a is None else a.astype(mx.result_type(a, one)) for a in self._now[:2])
         P, A = (a if a is None else np.array(a) for a in wide)
-        return type(self), (P, A, self.cones, self.settings)
+        make = functools.partial(type(self), pattern=self.pattern)
+        return make, (P, A, self.cones, self.settings)
 
     def update(self, *, P: Any = None, A: Any = None) -> None:
         """Replace P or A (what is None stays); the next solve sets up again."""
@@ -123,11 +131,20 @@ class Solver:
     def solve(self, q: Any, b: Any, *, warm_start: Any = None) -> Solution:
         """Solve for q ``(n,)`` or ``(B, n)`` and b ``(m,)`` or ``(B, m)``; as `mlxcone.solve`."""
         P, A, functions = self._now
-        return _solve(P, q, A, b, self.cones, warm_start, self.settings, functions)
+        how = self.settings, functions, self.pattern
+        return _solve(P, q, A, b, self.cones, warm_start, *how)
 
 
 def _solve(
-    P: Any, q: Any, A: Any, b: Any, cones: Cones, start: Any, settings: Settings, functions: Any
+    P: Any,
+    q: Any,
+    A: Any,
+    b: Any,
+    cones: Cones,
+    start: Any,
+    settings: Settings,
+    functions: Any,
+    pattern: Any = None,
 ) -> Solution:
     args = problem.validate(P, q, A, b, cones.rows)
     product = Product(cones)
@@ -138,9 +155,21 @@ def _solve(
     if start is not None:
         data += _warm(start, args, product)
     # A solve of fixed length may be compiled, and used with other numbers.
-    found = Structure() if settings.fixed_iters else structure.find(args.P, data[2])
+    mask = None if pattern is None else _mask(pattern, args, product)
+    found = Structure() if settings.fixed_iters else structure.find(args.P, data[2], mask)
     outputs = functions(cones, settings, args.P is not None, start is not None, found)(*data)
     return evaluated(_solution(outputs, args, product, settings))
+
+
+def _mask(pattern: Any, args: problem.Arguments, product: Product) -> np.ndarray:
+    """The pattern of A, its rows in internal order."""
+    mask, shape = np.asarray(pattern), args.A.shape[-2:]
+    if mask.dtype != bool or mask.shape != tuple(shape):
+        raise ValueError(
+            f"pattern: expected a boolean array of shape {tuple(shape)}, got {mask.dtype} of shape "
+            f"{mask.shape}"
+        )
+    return mask if product.order is None else mask[product.order]
 
 
 def _warm(start: Any, args: problem.Arguments, product: Product) -> list[mx.array]:

@@ -66,8 +66,8 @@ def shares_matrices(program: Program) -> bool:
 
 
 def factor(program: Program, scale: mx.array, unit: mx.array, rho_x: float) -> Factor:
-    """The inverse at one scale, (1, 1), in the form that fits the program."""
-    if shares_matrices(program) and low_rank.fits(program):
+    """The inverse at scales (1 or B, 1), in the form that fits the program."""
+    if low_rank.fits(program):
         return low_rank.factor(program, scale * unit, rho_x)
     return explicit(program, scale, unit, rho_x)
 

@@ -1,4 +1,4 @@
-"""What the zeros of shared matrices allow: rows with one entry, a diagonal P."""
+"""What the zeros of matrices allow: rows with one entry, a diagonal P."""
 
 from __future__ import annotations
 
@@ -19,21 +19,24 @@ class Structure(NamedTuple):
     diagonal: bool = False
 
 
-def find(P: mx.array | None, A: mx.array) -> Structure:
-    """The structure of a shared P (n, n) and A (m, n); none where they have no values or lanes.
+def find(P: mx.array | None, A: mx.array, pattern: np.ndarray | None = None) -> Structure:
+    """The structure of P (n, n) and A (m, n); none where they have no values.
 
     What has a batch axis is not looked at: a lane must not be solved in another way because of
-    the zeros of the lanes beside it.
+    the zeros of the lanes beside it. ``pattern`` (m, n) says where A, batched or not, may be other
+    than zero.
     """
-    if A.ndim == 3 or A.size == 0:
+    if A.size == 0 or (A.ndim == 3 and pattern is None):
         return Structure()
+    places: tuple[Place, ...] = ()
     try:
-        places = _runs(np.array(A) != 0)
-        diagonal = P is not None and P.ndim == 2 and _is_diagonal(np.array(P))
+        places = _runs(np.array(A) != 0 if pattern is None else pattern)
+        shared = A.ndim == 2 and P is not None and P.ndim == 2
+        diagonal = shared and _is_diagonal(np.array(P))
     except (RuntimeError, ValueError) as error:
         if "transform" not in str(error):
             raise
-        return Structure()
+        return Structure(places)
     return Structure(places, diagonal)
 
 

@@ -120,6 +120,53 @@ def test_the_same_answers(P: np.ndarray | None, zero: int, monkeypatch: Any) -> 
         np.testing.assert_allclose(np.array(found.x), np.array(expected.x), atol=1e-9)
 
 
+@pytest.mark.parametrize("cones", [{"z": 1, "l": 14}, {"l": 12, "q": [3]}, {"z": 3, "q": [12]}])
+@pytest.mark.parametrize("through", ["solve", "Solver"])
+def test_a_pattern_gives_a_batch_structure(cones: Any, through: str, monkeypatch: Any) -> None:
+    rng = np.random.default_rng(9)
+    mask = rows(np.ones((3, N), dtype=bool), EYE > 0)
+    mask = np.roll(mask, -3, axis=0) if cones == {"l": 12, "q": [3]} else mask
+    A = np.where(mask, rng.standard_normal((4, *mask.shape)), 0.0)
+    zero = cones.get("z", 0)
+    x, y, s = (rng.standard_normal((4, k)) for k in (N, N + 3, N + 3))
+    s[:, :zero] = 0.0
+    at = zero
+    for kind in ("l", "q"):
+        for size in [cones.get("l", 0)] if kind == "l" else cones.get("q", []):
+            part = slice(at, at + size)
+            if kind == "l":
+                y[:, part], s[:, part] = np.maximum(y[:, part], 0), np.maximum(-y[:, part], 0)
+            else:  # on the boundary, opposite each other
+                length = np.linalg.norm(y[:, part][:, 1:], axis=1)
+                y[:, at], s[:, at] = length, length
+                s[:, part][:, 1:] = -y[:, part][:, 1:]
+            at += size
+    P = np.eye(N) + 0.1
+    q = -(x @ P + np.einsum("kij,ki->kj", A, y))
+    b = np.einsum("kij,kj->ki", A, x) + s
+    data = [wide(v) for v in (P, q, A, b)]
+
+    def solve(pattern: Any) -> mlxcone.Solution:
+        if through == "Solver":
+            return mlxcone.Solver(data[0], data[2], cones, pattern=pattern).solve(data[1], data[3])
+        return mlxcone.solve(*data, cones, pattern=pattern)
+
+    found, seen = solve(None), []
+    real = structure.find
+    monkeypatch.setattr(solver.structure, "find", lambda *v: seen.append(real(*v)) or seen[-1])
+    again = solve(mask)
+    assert seen[0].places
+    for u, v in zip(found[:3], again[:3], strict=True):
+        np.testing.assert_allclose(np.array(u), np.array(v), atol=1e-8)
+    np.testing.assert_allclose(np.array(again.x), x, atol=1e-7)
+
+
+@pytest.mark.parametrize("pattern", [np.ones((2, 2)), np.ones((3, 2), dtype=bool), "A"])
+def test_a_pattern_that_does_not_fit(pattern: Any) -> None:
+    with pytest.raises(ValueError, match=r"pattern: expected a boolean array of shape \(2, 2\)"):
+        mlxcone.solve(None, wide([1, 1]), wide(-np.eye(2)), wide([0, 0]), {"l": 2}, pattern=pattern)
+
+
 def test_derivatives_see_entries_that_are_zero() -> None:
     """Zeros of the data are variables: first and second derivatives move them."""
     A = rows(DENSE[:1], -EYE)
