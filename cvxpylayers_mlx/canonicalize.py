@@ -30,13 +30,15 @@ class DataMap:
     """One of P, q, A, b as an affine function of the canonical parameters.
 
     ``linear`` maps (B, total + 1) to the flat entries, row by row, of an array of ``shape``;
-    ``sizes`` are those of the picks, and ``uses[i]`` says whether it depends on pick i.
+    ``sizes`` are those of the picks, and ``uses[i]`` says whether it depends on pick i; if it
+    depends on none, ``constant`` is the array (in NumPy, which keeps float64 in a pickle).
     """
 
     linear: SparseMap
     shape: tuple[int, ...]
     sizes: tuple[int, ...]
     uses: tuple[bool, ...]
+    constant: np.ndarray | None = None
 
     @classmethod
     def of(cls, matrix: Any, shape: tuple[int, ...], sizes: tuple[int, ...]) -> DataMap:
@@ -44,7 +46,8 @@ class DataMap:
         touched = np.unique(matrix.indices)
         bounds = np.searchsorted(touched, np.cumsum([0, *sizes]))
         uses = tuple(bool(hi > lo) for lo, hi in itertools.pairwise(bounds))
-        return cls(SparseMap(matrix), shape, sizes, uses)
+        constant = None if any(uses) else matrix[:, [sum(sizes)]].toarray().reshape(shape)
+        return cls(SparseMap(matrix), shape, sizes, uses, constant)
 
     @property
     def pattern(self) -> np.ndarray:

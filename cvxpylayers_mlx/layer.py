@@ -160,6 +160,9 @@ class CvxpyLayer:
 
     def _data(self, selected: parameter_vector.Checked, part: DataMap) -> mx.array:
         """The array of a map; with a batch axis only if it depends on a batched parameter."""
+        if part.constant is not None:
+            wide = selected.dtype == mx.float64
+            return mx.array(part.constant, dtype=mx.float64 if wide else mx.float32)
         batched = any(u and b for u, b in zip(part.uses, selected.batched, strict=True))
         lanes = (selected.batch or 1) if batched else 1
         picks = self._canonical.picks
