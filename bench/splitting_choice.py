@@ -60,7 +60,7 @@ ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "bench" / "results"
 CPU = cast(Any, mx.cpu)  # float64 exists there only
 
-ALPHA, SCALE, BAND = 1.6, 0.1, 5.0  # the solver's defaults
+ALPHA, SCALE, BAND = 1.6, 0.1, 5.0  # as in SCS
 GROUPS = (10, 10, 5)  # iterations between accelerated steps; together those between rebalances
 LOOKBACK = 5
 TOLERANCES = (1e-3, 1e-5)
