@@ -8,6 +8,7 @@
 PYTHON ?= python3
 PYTEST_ARGS ?= --numprocesses=auto
 DEMO_ARGS ?=
+COMPARE_ARGS ?=
 
 # Plain mlx is complete on macOS; on Linux the backend is a package of its own.
 ifeq ($(shell uname -s),Linux)
@@ -30,14 +31,15 @@ define install
 endef
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint format bench clean
+.PHONY: help demo test lint format bench compare clean
 
 help:
 	@echo "make demo    learn the penalties of a lasso through 64 convex problems, and check the answer"
 	@echo "make test    run the test suite"
 	@echo "make lint    ruff and pyright"
 	@echo "make format  let ruff rewrite the code"
-	@echo "make bench   measure accuracy and speed against the peers"
+	@echo "make bench   measure accuracy, transforms, random programs and a large layer"
+	@echo "make compare time seven layers beside the peers, and see where the time goes"
 	@echo "make clean   remove environments, caches and output"
 
 demo: $(VENV)/.installed-demo
@@ -65,6 +67,10 @@ bench: $(VENV)/.installed-demo
 	@$(PY) bench/random_programs.py
 	@$(PY) bench/large_layer.py
 
+compare: $(VENV)/.installed-peers
+	@$(PY) bench/compare.py $(COMPARE_ARGS)
+	@$(PY) bench/where.py
+
 clean:
 	rm -rf .venv .venv-* build dist examples/output bench/output
 	rm -rf .pytest_cache .ruff_cache .hypothesis
@@ -73,6 +79,9 @@ clean:
 # pyright reads the types of what is installed, so the linters' set includes the tests'.
 $(VENV)/.installed-demo: pyproject.toml | $(PY)
 	$(call install,bench$(comma)plot)
+
+$(VENV)/.installed-peers: pyproject.toml | $(PY)
+	$(call install,bench$(comma)peers)
 
 $(VENV)/.installed-test: pyproject.toml | $(PY)
 	$(call install,test)
