@@ -20,7 +20,7 @@ from typing import Any
 import mlx.core as mx
 from cases import CASES
 
-from cvxpylayers_mlx import CvxpyLayer, eliminate, layer
+from cvxpylayers_mlx import CvxpyLayer, dualize, eliminate, layer
 from mlxcone import (
     admm,
     differentiable,
@@ -42,6 +42,8 @@ PARTS: dict[str, list[tuple[Any, str]]] = {
         (layer.CvxpyLayer, "_data"),
         (eliminate.Elimination, "read"),
         (eliminate.Elimination, "restore"),
+        (dualize.Dual, "read"),
+        (dualize.Dual, "restore"),
     ],
     "equilibration": [(equilibrate, "setup"), (equilibrate, "normalize")],
     "factors": [

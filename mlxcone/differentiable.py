@@ -167,6 +167,7 @@ def custom(
             return _placeholder(_lanes(arguments), size, product.rows, smooth_rows)
         if has_P and not settings.fixed_iters:
             problem.check_symmetric(detached[0])
+        problem.check_places(detached[2], structure.places)
         start = _start(detached) if warm else None
         program = _program(detached, has_P, structure)
         setup = None if cache is None else cache.get(program, product, settings)

@@ -9,7 +9,7 @@ import mlx.core as mx
 import numpy as np
 
 from mlxcone._linalg import is_positive_definite
-from mlxcone.operators import Rectangular, row_times
+from mlxcone.operators import Place, Rectangular, row_times
 
 _NEGATIVE, _LEAST_NEGATIVE = 8.0, 1e-10  # eigenvalues of P, beside its norm: roundings, at least
 _ASYMMETRY = {mx.float32: 1e-5, mx.float64: 1e-9}  # of P, relative, that may be rounding
@@ -219,6 +219,19 @@ def check_symmetric(P: mx.array) -> None:
             f"by up to {difference.item():.3g}. Pass P + P' minus its diagonal for a triangle, "
             "or (P + P') / 2"
         )
+
+
+def check_places(A: mx.array, places: Sequence[Place]) -> None:
+    """Raise where rows of A that a pattern gives one entry have others."""
+    if not places:
+        return
+    other = []
+    for i, j, k in places:
+        rows = mx.abs(A[..., i : i + k, :])
+        entries = mx.diagonal(rows[..., j : j + k], axis1=-2, axis2=-1)
+        other.append(mx.any(mx.sum(rows, axis=-1) > entries))  # False for NaN, which fails its lane
+    if bool(mx.any(mx.stack(other)).item()):
+        raise ValueError("pattern: A is not zero where it is False")
 
 
 def without(program: Program, bad: mx.array) -> Program:

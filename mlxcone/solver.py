@@ -53,9 +53,9 @@ def solve(
             batch axis is shared by all problems.
         cones: `Cones` or an SCS dict; rows of A in that order.
         warm_start: a previous `Solution` or (x, y, s) of this shape; carries no gradient.
-        pattern: None, or a boolean array ``(m, n)`` that is True where A may be other than zero;
-            where it is False A must be zero. The zeros of a batch are of use only if they are known
-            from it, those of a shared A are found.
+        pattern: None, or a boolean array ``(m, n)`` that is True where A may be other than zero; A
+            must be zero elsewhere. The zeros of a batch are of use only if they are known from it,
+            those of a shared A are found.
         settings (Settings): see there; ``overrides`` replace single ones.
 
     Returns:
@@ -64,7 +64,7 @@ def solve(
         ``on_failure="raise"``. The gradient of such a lane is NaN, or zero if its cotangent is.
 
     Raises:
-        ValueError: a shape, a cone or a setting does not fit; the message names it.
+        ValueError: a shape, a cone, the pattern or a setting does not fit; the message names it.
         TypeError: an argument is not a real numeric array.
         SolverError: with ``on_failure="raise"``, naming the lanes.
     """

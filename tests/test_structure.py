@@ -167,6 +167,18 @@ def test_a_pattern_that_does_not_fit(pattern: Any) -> None:
         mlxcone.solve(None, wide([1, 1]), wide(-np.eye(2)), wide([0, 0]), {"l": 2}, pattern=pattern)
 
 
+def test_a_batch_that_breaks_its_pattern_is_refused() -> None:
+    A = np.stack([EYE, EYE])
+    arguments = (wide(EYE), wide(np.ones((2, N))), wide(-A), wide(np.ones((2, N))), {"l": N})
+    assert mlxcone.solve(*arguments, pattern=EYE > 0).info.status.tolist() == [1, 1]
+    A[1, 3, 5] = 1e-3
+    with pytest.raises(ValueError, match="pattern: A is not zero where it is False"):
+        mlxcone.solve(*arguments[:2], wide(-A), *arguments[3:], pattern=EYE > 0)
+    A[1, 3, 5] = np.nan
+    found = mlxcone.solve(*arguments[:2], wide(-A), *arguments[3:], pattern=EYE > 0)
+    assert found.info.status.tolist() == [1, -4]
+
+
 def test_derivatives_see_entries_that_are_zero() -> None:
     """Zeros of the data are variables: first and second derivatives move them."""
     A = rows(DENSE[:1], -EYE)
