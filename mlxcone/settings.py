@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 _ALIASES = {"eps": ("eps_abs", "eps_rel")}
+_COARSEST = 2.0**-7  # of the dtypes: bfloat16
 _POSITIVE = ("eps_infeas", "scale", "rho_x")
 _LEAST = {"check_interval": 1, "acceleration_interval": 1, "derivative_sweeps": 2}  # others: 0
 
@@ -73,7 +74,7 @@ class Settings:
             factorizations, none of which it interrupts; 0 means none.
         data_rounding (float): relative rounding of the data. A lane counts as solved, too, when it
             gets as far as twice that, for rounded rows often contradict each other. 0 means that of
-            their dtype.
+            their dtype; at most 2**-7, that of bfloat16.
 
     Splitting:
         alpha (float): over-relaxation, in (0, 2).
@@ -153,6 +154,10 @@ class Settings:
             object.__setattr__(self, field.name, value)
         if not 0 < self.alpha < 2:
             raise ValueError(f"settings: alpha must lie in (0, 2), got {self.alpha}")
+        if self.data_rounding > _COARSEST:
+            raise ValueError(
+                f"settings: data_rounding must be at most {_COARSEST}, got {self.data_rounding}"
+            )
         known = ("return", "raise", "nan")
         if not isinstance(self.on_failure, str) or self.on_failure not in known:
             raise ValueError(

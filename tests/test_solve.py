@@ -895,6 +895,7 @@ def test_silent_by_default(capsys: pytest.CaptureFixture[str]) -> None:
     ("change", "message"),
     [
         ({"alpha": 2.0}, "alpha must lie in"),
+        ({"data_rounding": 0.01}, "data_rounding must be at most"),
         ({"alpha": 0.0}, "alpha must lie in"),
         ({"scale": 0.0}, "scale must be a positive number, got 0.0"),
         ({"rho_x": -1.0}, "rho_x must be a positive number"),
