@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 _ALIASES = {"eps": ("eps_abs", "eps_rel")}
-_COARSEST = 2.0**-7  # of the dtypes: bfloat16
+_MOST = {"data_rounding": 2.0**-7, "acceleration_lookback": 100}  # bfloat16's; each costs memory
 _POSITIVE = ("eps_infeas", "scale", "rho_x")
 _LEAST = {"check_interval": 1, "acceleration_interval": 1, "derivative_sweeps": 2}  # others: 0
 
@@ -83,7 +83,7 @@ class Settings:
         adaptive_scale (bool): rebalance ``scale`` per lane from the residuals.
         rho_x (float): proximal weight on x in the splitting step.
         normalize (bool): Ruiz equilibration.
-        acceleration_lookback (int): memory of Anderson acceleration; 0 turns it off.
+        acceleration_lookback (int): memory of Anderson acceleration, at most 100; 0 turns it off.
         acceleration_interval (int): iterations between accelerated steps.
         check_interval (int): iterations between convergence checks.
 
@@ -154,10 +154,9 @@ class Settings:
             object.__setattr__(self, field.name, value)
         if not 0 < self.alpha < 2:
             raise ValueError(f"settings: alpha must lie in (0, 2), got {self.alpha}")
-        if self.data_rounding > _COARSEST:
-            raise ValueError(
-                f"settings: data_rounding must be at most {_COARSEST}, got {self.data_rounding}"
-            )
+        for name, most in _MOST.items():
+            if getattr(self, name) > most:
+                raise ValueError(f"settings: {name} must be at most {most}, got a larger value")
         known = ("return", "raise", "nan")
         if not isinstance(self.on_failure, str) or self.on_failure not in known:
             raise ValueError(

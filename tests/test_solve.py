@@ -896,6 +896,7 @@ def test_silent_by_default(capsys: pytest.CaptureFixture[str]) -> None:
     [
         ({"alpha": 2.0}, "alpha must lie in"),
         ({"data_rounding": 0.01}, "data_rounding must be at most"),
+        ({"acceleration_lookback": 10**400}, "acceleration_lookback must be at most 100"),
         ({"alpha": 0.0}, "alpha must lie in"),
         ({"scale": 0.0}, "scale must be a positive number, got 0.0"),
         ({"rho_x": -1.0}, "rho_x must be a positive number"),
