@@ -24,6 +24,7 @@ from mlxcone.equilibrate import Scaling
 from mlxcone.ladder import Outcome, Setup
 from mlxcone.operators import Rectangular
 from mlxcone.problem import Program
+from mlxcone.repeated import Repeated
 from mlxcone.settings import Settings
 from mlxcone.solution import evaluated
 from mlxcone.status import SolverError, Status
@@ -152,6 +153,7 @@ def custom(
     Derivatives make no use of the structure: zeros of the data are variables, too.
     """
     product = Product(cones)
+    repeated = Repeated(settings.compile_after_secs)
     smooth_rows = product.without_boxes().rows if settings.smoothing else None
 
     def forward(*arguments: mx.array) -> tuple[mx.array, ...]:
@@ -172,9 +174,12 @@ def custom(
         program = _program(detached, has_P, structure)
         setup = None if cache is None else cache.get(program, product, settings)
         rounding = settings.data_rounding or mx.finfo(arguments[1].dtype).eps
-        climb = unrolled.run if settings.fixed_iters else ladder.run
         device: Any = mx.default_device()  # MLX's stubs say that there may be none
-        outcome = climb(program, product, settings, device, start, setup, rounding)
+        how = settings, device, start, setup, rounding
+        if settings.fixed_iters:
+            outcome = unrolled.run(program, product, *how)
+        else:
+            outcome = ladder.run(program, product, *how, repeated)
         _check(outcome, settings)
         return *_flat(outcome), *_smoothed(program, product, settings, outcome, deadline)
 

@@ -15,6 +15,7 @@ from mlxcone.equilibrate import Scaling
 from mlxcone.loop import Loop, Splitting
 from mlxcone.problem import Program, unusable
 from mlxcone.refine import Refinement, met
+from mlxcone.repeated import EAGER, Calls, Repeated
 from mlxcone.report import Table
 from mlxcone.residuals import Residuals
 from mlxcone.settings import Settings
@@ -80,8 +81,9 @@ class Ladder:
         settings: Settings,
         device: mx.Device,
         precision: float,
+        calls: Calls,
     ) -> None:
-        self.device, self.precision = device, precision
+        self.device, self.precision, self.calls = device, precision, calls
         self.cones, self.settings, self.table = cones, settings, Table(settings.verbose)
         limit = settings.time_limit_secs
         self.deadline = time.monotonic() + limit if limit else float("inf")
@@ -155,6 +157,7 @@ class Ladder:
             dtype,
             self.device,
             handover,
+            self.calls,
         )
         part = lanes.take(work, chosen)
         first_scale = admm.first_scale(self.settings, self.cones)
@@ -291,9 +294,8 @@ class Ladder:
     def _refinement(self, work: Splitting) -> Refinement:
         weights = admm.row_weights(work.scale, self.cones)
         x, y, s = admm.split(self.cones, weights, admm.State(work.x, work.w))
-        return Refinement(
-            self.program, self.scaling, self.cones, self.settings, x, y, s, self.deadline
-        )
+        how = self.settings, x, y, s, self.deadline, self.calls
+        return Refinement(self.program, self.scaling, self.cones, *how)
 
     def _conclude(self, refinement: Refinement, result: Residuals) -> None:
         # The last step may have been the one that was missing, or have shown what was overlooked.
@@ -316,7 +318,8 @@ class Ladder:
             self.status[lane] = Status.INTERRUPTED if late else Status.INDETERMINATE
 
     def _outcome(self, work: Splitting, refinement: Refinement, result: Residuals) -> Outcome:
-        x, y, s = self.scaling.unscale(refinement.x, refinement.y, refinement.s)
+        kept = refinement.kept
+        x, y, s = self.scaling.unscale(kept.x, kept.y, kept.s)
         for lane, (status, found, position) in self.certificates.items():
             if self.status[lane] is not status:
                 continue
@@ -334,12 +337,12 @@ class Ladder:
             s,
             mx.array(codes, dtype=mx.int32),
             work.iterations,
-            refinement.factorizations,
+            kept.factorizations,
             result.primal,
             result.dual,
             result.gap,
             Scaling(d, e, self.scaling.primal, self.scaling.dual),
-            refinement.inverse,
+            kept.inverse,
         )
         mx.eval(outcome)
         return outcome
@@ -354,6 +357,7 @@ def run(
     warm: tuple[mx.array, mx.array, mx.array] | None = None,
     setup: Setup | None = None,
     precision: float = 0.0,
+    repeated: Repeated | None = None,
 ) -> Outcome:
     """Solve every lane of a program.
 
@@ -366,6 +370,7 @@ def run(
         setup (Setup): of `prepare` on the same P, A and settings, if there is one.
         precision (float): relative rounding of the data; a lane that gets no better than twice
             that counts as solved.
+        repeated (Repeated): the compiled functions of this kind of program, if there are any.
 
     Returns:
         Outcome: with a status for each lane; never raises for a lane without a solution.
@@ -373,17 +378,34 @@ def run(
     total = program.lanes
     usable = lanes.where_true(mx.logical_not(unusable(program, precision)))
     if len(usable) == total:
-        return Ladder(program, setup, cones, settings, device, precision).run(warm)
+        return _climb(program, setup, cones, settings, device, warm, precision, repeated)
     # The others leave first: what is left computes what it would compute without them.
     outcome = _failed(program)
     if usable:
         chosen = lanes.bucket(usable, total)
         part = program.take(chosen)
         start = None if warm is None else (warm[0][chosen], warm[1][chosen], warm[2][chosen])
-        found = Ladder(part, None, cones, settings, device, precision).run(start)
+        found = _climb(part, None, cones, settings, device, start, precision, repeated)
         outcome = lanes.put_tree(outcome, chosen, found)
     mx.eval(outcome)
     return outcome
+
+
+def _climb(
+    program: Program,
+    setup: Setup | None,
+    cones: Product,
+    settings: Settings,
+    device: mx.Device,
+    warm: tuple[mx.array, mx.array, mx.array] | None,
+    precision: float,
+    repeated: Repeated | None,
+) -> Outcome:
+    """Solve lanes whose data are finite."""
+    if repeated is None:
+        return Ladder(program, setup, cones, settings, device, precision, EAGER).run(warm)
+    with repeated.solve((program.lanes, program.n, program.m)) as calls:
+        return Ladder(program, setup, cones, settings, device, precision, calls).run(warm)
 
 
 def _failed(program: Program) -> Outcome:

@@ -42,6 +42,14 @@ def take(tree: Any, lanes: mx.array | None) -> Any:
     return tree if lanes is None else type(tree)(*(field[lanes] for field in tree))
 
 
+def take_tree(tree: Any, lanes: mx.array) -> Any:
+    """`take` for tuples and lists of such, too."""
+    if isinstance(tree, mx.array):
+        return tree[lanes]
+    parts = [take_tree(part, lanes) for part in tree]
+    return type(tree)(*parts) if hasattr(tree, "_fields") else type(tree)(parts)
+
+
 def put(array: mx.array, lanes: mx.array | None, values: mx.array) -> mx.array:
     """A copy of ``array`` with some lanes replaced."""
     if lanes is None:

@@ -13,6 +13,7 @@ from mlxcone.anderson import Memory
 from mlxcone.cones.product import Product
 from mlxcone.equilibrate import Scaling
 from mlxcone.problem import Program
+from mlxcone.repeated import Calls
 from mlxcone.report import Table
 from mlxcone.residuals import Residuals, dot, norm
 from mlxcone.settings import Settings
@@ -21,6 +22,9 @@ from mlxcone.splitting_factor import Explicit, Factor, Pencil
 _SCALE_BAND = 5.0  # rebalance when the scale is off by more (OSQP, section 5.2)
 _PLAIN = 50  # float32 iterations before Anderson acceleration sets in
 _ROOM = 10.0  # a drift must exclude points this much larger than the iterate to be worth a try
+
+
+Point = tuple[mx.array, mx.array, mx.array]  # x, y and s
 
 
 class Splitting(NamedTuple):
@@ -82,8 +86,8 @@ def _drifts(
 class _Live(NamedTuple):
     """Lanes still iterated.
 
-    Their places in the batch; in the loop's dtype the program, scaling, operator, state and
-    Anderson memory; scales (B, 1) in float64.
+    Their places in the batch; in the loop's dtype the program, scaling, operator, state, Anderson
+    memory, and (x, y, s) at the last check; scales (B, 1) in float64.
     """
 
     places: mx.array
@@ -92,6 +96,7 @@ class _Live(NamedTuple):
     op: admm.Operator
     state: State
     memory: Memory | None
+    now: Point | None
     scale: mx.array
 
     def take(self, keep: mx.array) -> _Live:
@@ -104,19 +109,68 @@ class _Live(NamedTuple):
             self.op.take(keep, program),
             lanes.take(self.state, keep),
             None if memory is None else lanes.take(memory, keep),
+            None if self.now is None else _some(self.now, keep),
             self.scale[keep],
         )
 
 
 class _Check(NamedTuple):
-    """What a chunk of iterations led to: state, (x, y, s), its change, residuals, drifts."""
+    """What a chunk of iterations led to.
+
+    State, memory, (x, y, s) and its change, residuals, and per lane, (B,), whether it drifts and
+    whether it goes on.
+    """
 
     state: State
-    now: tuple[mx.array, mx.array, mx.array]
+    memory: Memory | None
+    now: Point
     dx: mx.array
     dy: mx.array
     result: Residuals
     drifts: mx.array
+    stays: mx.array
+
+
+def _chunk(
+    cones: Product,
+    settings: Settings,
+    handover: float,
+    steps: int,
+    program: Program,
+    scaling: Scaling,
+    op: admm.Operator,
+    start: State,
+    memory: Memory | None,
+    before: Point | None,
+) -> _Check:
+    """Some iterations, and what came of them; a lane that is no longer finite stays put."""
+    state, left = start, steps
+    while left > 0:
+        some = min(left, settings.acceleration_interval)
+        accelerate = memory if some > 1 else None
+        state, kept = admm.advance(cones, op, state, accelerate, some)
+        memory = kept if accelerate is not None else memory
+        left -= some
+    now = admm.split(cones, op.weights, state)
+    result = residuals.measure(program, scaling, *now, settings.eps_abs, settings.eps_rel)
+    sane = mx.isfinite(result.relative)
+    if before is None:
+        dx, dy, drifts = mx.zeros_like(now[0]), mx.zeros_like(now[1]), mx.zeros_like(sane)
+    else:
+        dx, dy = now[0] - before[0], now[1] - before[1]
+        drifts = mx.logical_and(_drifts(program, cones, now[0], now[1], dx, dy), sane)
+    ready = mx.logical_or(result.relative <= handover, result.violation <= 1.0)
+    stays = mx.logical_and(sane, mx.logical_not(mx.logical_or(ready, drifts)))
+    state = State(
+        *(mx.where(sane[:, None], new, old) for new, old in zip(state, start, strict=True))
+    )
+    return _Check(state, memory, now, dx, dy, result, drifts, stays)
+
+
+def _some(point: Point, keep: mx.array) -> Point:
+    """Some lanes of a point."""
+    x, y, s = (v[keep] for v in point)
+    return x, y, s
 
 
 class Loop:
@@ -130,6 +184,7 @@ class Loop:
         dtype (mx.Dtype): arithmetic of the iteration.
         device (mx.Device): where float32 iterations run; float64 exists on the CPU only.
         handover (float): relative residual at which a lane stops; one that meets eps stops anyway.
+        calls (Calls): how its functions are called.
     """
 
     def __init__(
@@ -141,8 +196,9 @@ class Loop:
         dtype: mx.Dtype,
         device: mx.Device,
         handover: float,
+        calls: Calls,
     ) -> None:
-        self.program, self.scaling = program, scaling
+        self.program, self.scaling, self.calls = program, scaling, calls
         self.cones, self.settings, self.dtype = cones, settings, dtype
         self.device = device if dtype == mx.float32 else mx.Device(mx.DeviceType.cpu)
         self.handover = handover
@@ -169,15 +225,25 @@ class Loop:
             done += steps
             # Lanes that are easy are there before a memory helps.
             accelerated = self.dtype == mx.float64 or done > _PLAIN
+            memory = live.memory if accelerated else None
             with mx.stream(self.device):
-                live, check = self._chunk(live, steps, accelerated)
-            result = check.result
-            ready = (result.relative <= self.handover) | (result.violation <= 1.0)
-            stays = mx.isfinite(result.relative) & mx.logical_not(ready | check.drifts)
-            mx.eval(live, check, stays)
+                check: _Check = self.calls.call(
+                    _chunk,
+                    (self.cones, self.settings, self.handover, steps),
+                    live.program,
+                    live.scaling,
+                    live.op,
+                    live.state,
+                    memory,
+                    live.now,
+                )
+            live = live._replace(
+                state=check.state, memory=check.memory if accelerated else live.memory, now=check.now
+            )
+            mx.eval(check)
             if table.enabled:
-                table.row("splitting", done, len(left), *self._worst(result, left))
-            keeps = set(lanes.where_true(stays))
+                table.row("splitting", done, len(left), *self._worst(check.result, left))
+            keeps = set(lanes.where_true(check.stays))
             gone = [k for k in left if k not in keeps]
             left = [k for k in left if k in keeps]
             over = not left or done >= budget or time.monotonic() >= deadline
@@ -187,13 +253,8 @@ class Loop:
             width = live.places.shape[0]
             keep = lanes.bucket(left, width)
             if keep.shape[0] < width:
-                live, check = (
-                    live.take(keep),
-                    check._replace(
-                        now=tuple(v[keep] for v in check.now), result=lanes.take(result, keep)
-                    ),
-                )
-                left = list(range(len(left)))
+                live, left = live.take(keep), list(range(len(left)))
+                check = check._replace(now=live.now, result=lanes.take(check.result, keep))
             if self.settings.adaptive_scale:
                 live = self._rebalance(live, check, left)
         return work
@@ -212,6 +273,7 @@ class Loop:
             self._operator(program, factor, work.scale),
             state,
             Memory.empty(flat, lookback) if lookback else None,
+            None,
             work.scale,
         )
 
@@ -234,28 +296,6 @@ class Loop:
             inverse, how = factor.inverse, (self.settings.rho_x, self.settings.alpha)
             fused = Fused.of(program, self.cones, inverse, weights, *how)
         return admm.Operator(program, factor, weights, alpha, fused)
-
-    def _chunk(self, live: _Live, steps: int, accelerated: bool) -> tuple[_Live, _Check]:
-        """Some iterations, and what came of them; a lane that is no longer finite stays put."""
-        before = admm.split(self.cones, live.op.weights, live.state)
-        state, memory = live.state, live.memory
-        while steps > 0:
-            some = min(steps, self.settings.acceleration_interval)
-            accelerate = memory if accelerated and some > 2 else None
-            state, kept = admm.advance(self.cones, live.op, state, accelerate, some)
-            memory = kept if accelerate is not None else memory
-            steps -= some
-        now = admm.split(self.cones, live.op.weights, state)
-        eps = self.settings.eps_abs, self.settings.eps_rel
-        result = residuals.measure(live.program, live.scaling, *now, *eps)
-        dx, dy = now[0] - before[0], now[1] - before[1]
-        drifts = _drifts(live.program, self.cones, now[0], now[1], dx, dy)
-        sane = mx.isfinite(result.relative)
-        state = State(
-            *(mx.where(sane[:, None], new, old) for new, old in zip(state, live.state, strict=True))
-        )
-        check = _Check(state, now, dx, dy, result, drifts & sane)
-        return live._replace(state=state, memory=memory), check
 
     def _worst(self, result: Residuals, left: list[int]) -> tuple[float, float]:
         """Largest relative residuals of the lanes that are counted."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from typing import Any
+from typing import Any, NamedTuple
 
 import mlx.core as mx
 
@@ -11,6 +11,7 @@ from mlxcone import interior, kkt, lanes, multipliers, residual_map, residuals
 from mlxcone.cones.product import Product
 from mlxcone.equilibrate import Scaling
 from mlxcone.problem import Program
+from mlxcone.repeated import Calls
 from mlxcone.residuals import Residuals
 from mlxcone.settings import Settings
 
@@ -46,6 +47,114 @@ def met(result: Residuals, settings: Settings, at_least: float) -> mx.array:
     return mx.logical_or(meets, result.accuracy <= at_least)
 
 
+class Place(NamedTuple):
+    """Where lanes are: x (B, n), z, y = Pi(z) and s (B, m), D there, the violation (B,)."""
+
+    x: mx.array
+    z: mx.array
+    y: mx.array
+    atoms: Any
+    violation: mx.array
+
+
+class Kept(NamedTuple):
+    """What is kept of lanes, every array with all of them.
+
+    The best (x, y, s), its violation and D's signature there; the last H^-1, the signature of where
+    it was made (NaN: nowhere), and how many were made.
+    """
+
+    x: mx.array
+    y: mx.array
+    s: mx.array
+    violation: mx.array
+    signature: mx.array
+    inverse: mx.array
+    factored_at: mx.array
+    factorizations: mx.array
+
+    def improved(
+        self, x: mx.array, y: mx.array, s: mx.array, violation: mx.array, signature: mx.array
+    ) -> Kept:
+        """With what is better than the best so far."""
+        better = violation < self.violation  # False for NaN
+        some = better[:, None]
+        return self._replace(
+            x=mx.where(some, x, self.x),
+            y=mx.where(some, y, self.y),
+            s=mx.where(some, s, self.s),
+            violation=mx.where(better, violation, self.violation),
+            signature=mx.where(some, signature, self.signature),
+        )
+
+    def factored(self, inverse: mx.array, signature: mx.array) -> Kept:
+        """With another factor."""
+        count = self.factorizations + 1
+        return self._replace(inverse=inverse, factored_at=signature, factorizations=count)
+
+
+def _measure(
+    cones: Product,
+    settings: Settings,
+    program: Program,
+    scaling: Scaling,
+    *point: mx.array,
+) -> Residuals:
+    """Residuals of a point (x, y, s), in original units."""
+    return residuals.measure(program, scaling, *point, settings.eps_abs, settings.eps_rel)
+
+
+def _judge(
+    program: Program, scaling: Scaling, settings: Settings, x: mx.array, y: mx.array, s: mx.array
+) -> mx.array:
+    """Violation of (x, y, s) in original units, infinite for NaN."""
+    eps = settings.eps_abs, settings.eps_rel
+    violation = residuals.measure(program, scaling, x, y, s, *eps).violation
+    return mx.where(mx.isnan(violation), mx.inf, violation)
+
+
+def _place(
+    cones: Product, settings: Settings, program: Program, scaling: Scaling, x: mx.array, z: mx.array
+) -> Place:
+    """Where x and z are."""
+    y, atoms = cones.linearize(z)
+    return Place(x, z, y, atoms, _judge(program, scaling, settings, x, y, y - z))
+
+
+def _advance(
+    cones: Product, settings: Settings, program: Program, scaling: Scaling, at: Place, kept: Kept
+) -> tuple[Place, Kept]:
+    """One Newton step."""
+    x, z, inverse = newton_step(program, cones, at.x, at.z, at.y, at.atoms)
+    kept = kept.factored(inverse, cones.signature(at.atoms))
+    at = _place(cones, settings, program, scaling, x, z)
+    signature = cones.signature(at.atoms)
+    return at, kept.improved(x, at.y, at.y - z, at.violation, signature)
+
+
+def _polish(
+    cones: Product, settings: Settings, program: Program, scaling: Scaling, kept: Kept
+) -> Kept:
+    """A step with the factor that is there, where something is left to gain."""
+    z = kept.y - kept.s
+    y, atoms = cones.linearize(z)
+    system = kkt.Jacobian(program, cones, atoms, kept.inverse)
+    dx, dz = system.solve(*residual_map.at(program, kept.x, z, y))
+    at = _place(cones, settings, program, scaling, kept.x - dx, z - dz)
+    violation = mx.where(_rough(kept), at.violation, mx.inf)
+    return kept.improved(at.x, at.y, at.y - at.z, violation, cones.signature(at.atoms))
+
+
+def _rough(kept: Kept) -> mx.array:
+    return mx.logical_and(kept.violation > _FINE, mx.isfinite(kept.violation))
+
+
+def _refactor(cones: Product, program: Program, kept: Kept) -> Kept:
+    """A factor that fits the best point."""
+    atoms = cones.derivative(kept.y - kept.s)
+    return kept.factored(factor_at(program, cones, atoms), cones.signature(atoms))
+
+
 class Refinement:
     """Lanes under refinement: the best (x, y, s) of each, its violation, and the last factor.
 
@@ -59,6 +168,7 @@ class Refinement:
         settings (Settings): tolerances and budgets.
         x, y, s (mx.array): starting iterate, equilibrated, float64.
         deadline (float): value of ``time.monotonic()`` at which to stop.
+        calls (Calls): how its functions are called.
     """
 
     def __init__(
@@ -71,77 +181,49 @@ class Refinement:
         y: mx.array,
         s: mx.array,
         deadline: float,
+        calls: Calls,
     ) -> None:
         self.program, self.scaling, self.cones = program, scaling, cones
-        self.settings, self.deadline = settings, deadline
-        z = y - s
-        self.x, self.y = x, cones.project_dual(z)
-        self.s = self.y - z
-        self.violation = self._judge(None, x, self.y, self.s)
-        n = program.n
-        self.inverse = mx.zeros((program.lanes, n, n), dtype=x.dtype)
-        # NaN differs from everything: no lane has a factor yet.
-        self.factored_at = cones.signature(cones.derivative(self.z)) * mx.nan
-        self.factorizations = mx.zeros((program.lanes,), dtype=mx.int32)
-        self.cleaned: list[int] = []  # lanes whose s was replaced in the end
-        mx.eval(self.violation)
-
-    @property
-    def z(self) -> mx.array:
-        """Where the projection is differentiated."""
-        return self.y - self.s
-
-    def _judge(self, chosen: mx.array | None, x: mx.array, y: mx.array, s: mx.array) -> mx.array:
-        """Violation of (x, y, s) in original units."""
-        program = self.program if chosen is None else self.program.take(chosen)
-        scaling = self.scaling if chosen is None else self.scaling.take(chosen)
-        result = residuals.measure(
-            program, scaling, x, y, s, self.settings.eps_abs, self.settings.eps_rel
+        self.settings, self.deadline, self.calls = settings, deadline, calls
+        place = self._call(_place, program, scaling, x, y - s)
+        self._start: Place | None = place
+        signature = cones.signature(place.atoms)
+        self.kept = Kept(
+            x,
+            place.y,
+            place.y - place.z,
+            place.violation,
+            signature,
+            mx.zeros((program.lanes, program.n, program.n), dtype=x.dtype),
+            mx.full(signature.shape, mx.nan, dtype=x.dtype),
+            mx.zeros((program.lanes,), dtype=mx.int32),
         )
-        return mx.where(mx.isnan(result.violation), mx.inf, result.violation)
+        self.cleaned: list[int] = []  # lanes whose s was replaced in the end
+        mx.eval(place, self.kept)
+
+    def _call(self, function: Any, *trees: Any) -> Any:
+        return self.calls.call(function, (self.cones, self.settings), *trees)
 
     def measure(self) -> Residuals:
         """Residuals of the best points, in original units."""
-        eps = self.settings.eps_abs, self.settings.eps_rel
-        return residuals.measure(self.program, self.scaling, self.x, self.y, self.s, *eps)
+        kept = self.kept
+        return self._call(_measure, self.program, self.scaling, kept.x, kept.y, kept.s)
 
     def solved(self, at_least: float = 0.0) -> list[int]:
         """Lanes that meet the tolerances, or ``at_least`` where that is larger."""
         if at_least <= min(self.settings.eps_abs, self.settings.eps_rel):
-            return lanes.where_true(self.violation <= 1.0)
+            return lanes.where_true(self.kept.violation <= 1.0)
         return lanes.where_true(met(self.measure(), self.settings, at_least))
 
     def adopt(self, other: Refinement) -> None:
         """Take the lanes in which another refinement of the same program did better."""
-        better = other.violation < self.violation
-        pick = [better.reshape(-1, *[1] * k) for k in range(3)]
-        self.x = mx.where(pick[1], other.x, self.x)
-        self.y = mx.where(pick[1], other.y, self.y)
-        self.s = mx.where(pick[1], other.s, self.s)
-        self.violation = mx.where(pick[0], other.violation, self.violation)
-        self.inverse = mx.where(pick[2], other.inverse, self.inverse)
-        self.factored_at = mx.where(pick[1], other.factored_at, self.factored_at)
-        self.factorizations = self.factorizations + other.factorizations
-
-    def _keep(
-        self, chosen: mx.array | None, x: mx.array, y: mx.array, s: mx.array, violation: mx.array
-    ) -> None:
-        """Keep what is better than the best so far."""
-        before = lanes.pick(self.violation, chosen)
-        better = violation < before
-        self.x, self.y, self.s = (
-            lanes.put(old, chosen, mx.where(better[:, None], new, lanes.pick(old, chosen)))
-            for old, new in ((self.x, x), (self.y, y), (self.s, s))
+        better = other.kept.violation < self.kept.violation
+        *new, count = (
+            mx.where(better.reshape(-1, *[1] * (a.ndim - 1)), a, b)
+            for a, b in zip(other.kept, self.kept, strict=True)
         )
-        self.violation = lanes.put(self.violation, chosen, mx.where(better, violation, before))
-
-    def _remember(self, chosen: mx.array | None, atoms: Any, inverse: mx.array) -> None:
-        """Keep a factor beside where it was made."""
-        self.inverse = lanes.put(self.inverse, chosen, inverse)
-        at = self.cones.signature(atoms)
-        self.factored_at = lanes.put(self.factored_at, chosen, at)
-        count = lanes.pick(self.factorizations, chosen) + 1
-        self.factorizations = lanes.put(self.factorizations, chosen, count)
+        count = self.kept.factorizations + other.kept.factorizations
+        self.kept, self._start = Kept(*new, count), None
 
     def newton(self, which: list[int], steps: int, aim: float = 1.0) -> None:
         """Full Newton steps on some lanes; each stops when its violation is at most ``aim``."""
@@ -149,31 +231,34 @@ class Refinement:
             return
         total = self.program.lanes
         chosen = lanes.some(which, total)
-        program = self.program if chosen is None else self.program.take(chosen)
-        x, z = lanes.pick(self.x, chosen), lanes.pick(self.z, chosen)
-        reference = lanes.pick(self.violation, chosen)
-        idle = mx.zeros((x.shape[0],), dtype=mx.int32)
-        y, atoms = self.cones.linearize(z)
+        program, scaling = self.program, self.scaling
+        kept = self.kept
+        if chosen is not None:
+            program, scaling = program.take(chosen), scaling.take(chosen)
+            kept = lanes.take(kept, chosen)
+        if self._start is None:
+            at = self._call(_place, program, scaling, kept.x, kept.y - kept.s)
+        else:
+            at = self._start if chosen is None else lanes.take_tree(self._start, chosen)
+        reference = kept.violation
+        idle = mx.zeros((kept.x.shape[0],), dtype=mx.int32)
+        self._start = None
         for _ in range(steps):
-            x, z, inverse = newton_step(program, self.cones, x, z, y, atoms)
-            self._remember(chosen, atoms, inverse)
-            y, atoms = self.cones.linearize(z)
-            violation = self._judge(chosen, x, y, y - z)
-            self._keep(chosen, x, y, y - z, violation)
-            progress = violation < 0.5 * reference
-            reference = mx.where(progress, violation, reference)
+            at, kept = self._call(_advance, program, scaling, at, kept)
+            self.kept = kept if chosen is None else lanes.put_tree(self.kept, chosen, kept)
+            progress = at.violation < 0.5 * reference
+            reference = mx.where(progress, at.violation, reference)
             idle = mx.where(progress, 0, idle + 1)
-            mx.eval(x, z, idle, self.x, self.y, self.s, self.violation)
-            mx.eval(self.inverse, self.factored_at)
-            left = lanes.where_true((violation > aim) & (idle < _STALL))
+            mx.eval(at, idle, self.kept)
+            left = lanes.where_true((at.violation > aim) & (idle < _STALL))
             if not left or time.monotonic() > self.deadline:
                 return
-            keep = lanes.bucket(left, x.shape[0])
-            if keep.shape[0] < x.shape[0]:
+            keep = lanes.bucket(left, at.x.shape[0])
+            if keep.shape[0] < at.x.shape[0]:
                 chosen = keep if chosen is None else chosen[keep]
-                program = program.take(keep)
-                x, z, reference, idle = x[keep], z[keep], reference[keep], idle[keep]
-                y, atoms = self.cones.linearize(z)
+                program, scaling = program.take(keep), scaling.take(keep)
+                at, kept = lanes.take_tree(at, keep), lanes.take(kept, keep)
+                reference, idle = reference[keep], idle[keep]
 
     def interior(self, which: list[int], most: int) -> tuple[mx.array, interior.Rays]:
         """Interior-point steps on some lanes, then Newton to finish.
@@ -184,15 +269,9 @@ class Refinement:
         chosen = lanes.bucket(which, self.program.lanes)
         program = self.program.take(chosen)
 
-        def judge(some: mx.array, x: mx.array, y: mx.array, s: mx.array) -> mx.array:
-            return self._judge(chosen[some], x, y, s)
-
+        judge = self._judge_of(chosen)
         best, rays, count = interior.solve(program, self.cones, judge, most, self.deadline)
-        self._keep(chosen, *best)
-        self.factorizations = lanes.put(
-            self.factorizations, chosen, self.factorizations[chosen] + count
-        )
-        mx.eval(self.x, self.y, self.s, self.violation)
+        self._keep(chosen, *best, count)
         # Where interior points end, y is as good as the square root of the gap: see it through.
         self.newton(which, 3, 0.0)
         return chosen, rays
@@ -204,61 +283,75 @@ class Refinement:
         chosen = lanes.bucket(which, self.program.lanes)
         program = self.program.take(chosen)
 
-        def judge(some: mx.array, x: mx.array, y: mx.array, s: mx.array) -> mx.array:
-            return self._judge(chosen[some], x, y, s)
-
+        judge = self._judge_of(chosen)
         best, count = multipliers.solve(
             program,
             self.cones,
-            self.x[chosen],
-            self.y[chosen],
+            self.kept.x[chosen],
+            self.kept.y[chosen],
             judge,
             most,
             self.deadline,
         )
-        self._keep(chosen, *best)
-        self.factorizations = lanes.put(
-            self.factorizations, chosen, self.factorizations[chosen] + count
-        )
-        mx.eval(self.x, self.y, self.s, self.violation)
+        self._keep(chosen, *best, count)
         self.newton(which, 3)
+
+    def _judge_of(self, chosen: mx.array) -> Any:
+        """The judge of points of some of the chosen lanes."""
+
+        def judge(some: mx.array, x: mx.array, y: mx.array, s: mx.array) -> mx.array:
+            at = chosen[some]
+            return _judge(self.program.take(at), self.scaling.take(at), self.settings, x, y, s)
+
+        return judge
+
+    def _keep(
+        self,
+        chosen: mx.array,
+        x: mx.array,
+        y: mx.array,
+        s: mx.array,
+        violation: mx.array,
+        count: mx.array,
+    ) -> None:
+        """Keep what is better than the best so far, and count factorizations."""
+        signature = self.cones.signature(self.cones.derivative(y - s))
+        kept = lanes.take(self.kept, chosen).improved(x, y, s, violation, signature)
+        kept = kept._replace(factorizations=kept.factorizations + count)
+        self.kept, self._start = lanes.put_tree(self.kept, chosen, kept), None
+        mx.eval(self.kept)
 
     def finish(self) -> None:
         """One more step, and for every lane a factor that fits the point it ended at."""
         self._refactor_stale()
-        rough = mx.logical_and(self.violation > _FINE, mx.isfinite(self.violation))
-        if self.settings.refine and bool(mx.any(rough).item()):
-            y, atoms = self.cones.linearize(self.z)
-            system = kkt.Jacobian(self.program, self.cones, atoms, self.inverse)
-            dx, dz = system.solve(*residual_map.at(self.program, self.x, self.z, y))
-            x, z = self.x - dx, self.z - dz
-            y = self.cones.project_dual(z)
-            violation = mx.where(rough, self._judge(None, x, y, y - z), mx.inf)
-            self._keep(None, x, y, y - z, violation)
+        if self.settings.refine and bool(mx.any(_rough(self.kept)).item()):
+            self.kept = self._call(_polish, self.program, self.scaling, self.kept)
             self._refactor_stale()
         self._clean_slack()
-        mx.eval(self.x, self.y, self.s, self.violation, self.inverse)
+        mx.eval(self.kept)
 
     def _clean_slack(self) -> None:
         """Put s into K where y is so large that s = y - z, its rounding, is not quite there."""
-        to_row = 1.0 / (self.scaling.e * self.scaling.primal)
-        rounding = _ROUNDING * residuals.norm(self.y * to_row)
+        kept, to_row = self.kept, 1.0 / (self.scaling.e * self.scaling.primal)
+        rounding = _ROUNDING * residuals.norm(kept.y * to_row)
         large = rounding > _NOTICED * self.settings.eps_abs
         self.cleaned = lanes.where_true(large)
         if self.cleaned:
-            self.s = mx.where(large[:, None], self.cones.project(self.s), self.s)
-            self.violation = self._judge(None, self.x, self.y, self.s)
+            s = mx.where(large[:, None], self.cones.project(kept.s), kept.s)
+            violation = _judge(self.program, self.scaling, self.settings, kept.x, kept.y, s)
+            self.kept = kept._replace(s=s, violation=violation)
 
     def _refactor_stale(self) -> None:
-        same = self._same(self.factored_at, self.cones.derivative(self.z))
-        stale = lanes.where_true(mx.logical_not(same) & mx.isfinite(self.violation))
-        if stale:
-            chosen = lanes.some(stale, self.program.lanes)
-            local = self.program if chosen is None else self.program.take(chosen)
-            z = lanes.pick(self.z, chosen)
-            atoms = self.cones.derivative(z)
-            self._remember(chosen, atoms, factor_at(local, self.cones, atoms))
-
-    def _same(self, signature: mx.array, atoms: Any) -> mx.array:
-        """Whether D is where the signature says, (B,); False for NaN."""
-        return mx.all(mx.abs(self.cones.signature(atoms) - signature) <= _STALE, axis=1)
+        kept = self.kept
+        # Not what is NaN: no factor yet.
+        fits = mx.all(mx.abs(kept.signature - kept.factored_at) <= _STALE, axis=1)
+        stale = lanes.where_true(mx.logical_and(mx.logical_not(fits), mx.isfinite(kept.violation)))
+        if not stale:
+            return
+        chosen = lanes.some(stale, self.program.lanes)
+        if chosen is None:
+            self.kept = self.calls.call(_refactor, (self.cones,), self.program, kept)
+        else:
+            part = self.program.take(chosen), lanes.take(kept, chosen)
+            some = self.calls.call(_refactor, (self.cones,), *part)
+            self.kept = lanes.put_tree(kept, chosen, some)

@@ -72,6 +72,9 @@ class Settings:
         max_iters (int): splitting iterations per lane, all rungs of the ladder together.
         time_limit_secs (float): wall-clock limit, looked at between chunks of iterations, steps and
             factorizations, none of which it interrupts; 0 means none.
+        compile_after_secs (float): seconds that solves of one shape take before their operations
+            are compiled, which takes about as long; 0 means never. Counted for a `Solver`, a layer,
+            and for `solve` with these cones and settings.
         data_rounding (float): relative rounding of the data. A lane counts as solved, too, when it
             gets as far as twice that, for rounded rows often contradict each other. 0 means that of
             their dtype; at most 2**-7, that of bfloat16.
@@ -126,6 +129,7 @@ class Settings:
     eps_infeas: float = 1e-8
     max_iters: int = 2000
     time_limit_secs: float = 0.0
+    compile_after_secs: float = 10.0
     data_rounding: float = 0.0
     alpha: float = 1.6
     scale: float = 1.0

@@ -23,6 +23,7 @@ LEVELS: dict[str, tuple[int, int]] = {
     "mlxcone.settings": (0, 0),
     "mlxcone.status": (0, 0),
     "mlxcone.lanes": (0, 0),
+    "mlxcone.repeated": (0, 0),
     "mlxcone.solution": (0, 1),
     "mlxcone.cones.base": (1, 0),
     "mlxcone.cones.linear": (1, 1),

@@ -26,6 +26,7 @@ from mlxcone.cones.product import Cones, Product
 from mlxcone.operators import Rectangular
 from mlxcone.problem import Program
 from mlxcone.refine import Refinement
+from mlxcone.repeated import EAGER
 from mlxcone.testing import Instance, manufacture, verify_infeasible, verify_solution
 from mlxcone.testing import verify_unbounded as verify_ray
 
@@ -218,15 +219,14 @@ def test_newton_lands_from_nearby() -> None:
         + wide(1e-4 * rng.standard_normal((5, size)))
         for k, size in (("x", N), ("y", M), ("s", M))
     ]
-    work = Refinement(scaled, scaling, PRODUCT, Settings(), *scaling.scale(*start), FOREVER)
+    work = Refinement(scaled, scaling, PRODUCT, Settings(), *scaling.scale(*start), FOREVER, EAGER)
     assert work.solved() == []
     work.newton([0, 1, 2, 3], 5)
     assert work.solved() == [0, 1, 2, 3]
-    assert work.factorizations.tolist()[4] == 0
+    assert work.kept.factorizations.tolist()[4] == 0
     work.newton([4], 5)
     work.finish()
-    y = PRODUCT.project_dual(work.z)
-    x, y, s = (np.array(v) for v in scaling.unscale(work.x, y, y - work.z))
+    x, y, s = (np.array(v) for v in scaling.unscale(*work.kept[:3]))
     for lane, instance in enumerate(instances):
         assert verify_solution(*instance.data, x[lane], y[lane], s[lane]).worst <= 1e-12
         np.testing.assert_allclose(x[lane], instance.x, rtol=0, atol=1e-9)
