@@ -87,7 +87,8 @@ class Settings:
         rho_x (float): proximal weight on x in the splitting step.
         normalize (bool): Ruiz equilibration.
         acceleration_lookback (int): memory of Anderson acceleration, at most 100; 0 turns it off.
-        acceleration_interval (int): iterations between accelerated steps.
+        acceleration_interval (int): iterations between accelerated steps; an eighth of it with
+            semidefinite, exponential and power cones, beside whose projections they are cheap.
         check_interval (int): iterations between convergence checks.
 
     Refinement:

@@ -307,6 +307,11 @@ class Product:
         return any(isinstance(g, Semidefinite | Semidefinite2) for g in self.groups)
 
     @property
+    def costly(self) -> bool:
+        """Whether a projection takes longer than the rest of an iteration."""
+        return not self.symmetric or any(isinstance(g, Semidefinite) for g in self.groups)
+
+    @property
     def polyhedral(self) -> bool:
         """Whether D is diagonal, for there are equalities and inequalities only."""
         return all(isinstance(g, Linear) for g in self.groups)
