@@ -63,7 +63,17 @@ def is_positive_definite(matrix: mx.array) -> mx.array:
 
 
 @on_cpu
-def spd_root(matrix: mx.array, shifts: tuple[float, ...]) -> tuple[mx.array, mx.array]:
+def spd_root(matrix: mx.array) -> tuple[mx.array, mx.array]:
+    """Inverse R of a Cholesky factor, R'R = matrix^-1, (..., n, n), and where there is one, (...).
+
+    R is that of the identity where there is none.
+    """
+    factor, ok = _cholesky(matrix)
+    return mx.linalg.tri_inv(factor, stream=mx.cpu), ok
+
+
+@on_cpu
+def shifted_root(matrix: mx.array, shifts: tuple[float, ...]) -> tuple[mx.array, mx.array]:
     """Inverse of a Cholesky factor, R with R'R = (matrix + shift I)^-1, and where there is one.
 
     Args:

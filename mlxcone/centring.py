@@ -47,14 +47,14 @@ class Central(NamedTuple):
     """The points x_mu of a batch, and a factor there.
 
     x (B, n) is in original units, y and s are equilibrated, with inequalities for boxes;
-    ``inverse`` is the equilibrated H^-1, (B, n, n). In lanes that are not ``centred``, (B,), all
+    ``root`` is that of the equilibrated H^-1 (`kkt.Root`). In lanes that are not ``centred``, (B,), all
     of them are numbers without meaning.
     """
 
     x: mx.array
     y: mx.array
     s: mx.array
-    inverse: mx.array
+    root: mx.array
     centred: mx.array
 
 
@@ -226,9 +226,9 @@ def centre(
     middle = mx.broadcast_to(plain.centre(y.dtype), slack.shape)
     x = mx.where(centred, at.x, 0.0)
     y, s = (mx.where(centred, v, middle) for v in (at.y, at.s))
-    inverse, ok = kkt.reduced_inverse(scaled, plain, atoms(plain, y, s, here), EPSILON, _SIGMA)
+    factor, ok = kkt.root(scaled, plain, atoms(plain, y, s, here), EPSILON, _SIGMA)
     x = x * scaling.d / scaling.primal
-    central = Central(x, y, s, inverse, centred[:, 0] & ok)
+    central = Central(x, y, s, factor.root, centred[:, 0] & ok)
     mx.eval(central)
     return central
 

@@ -13,20 +13,21 @@ last sweep. With s^ = (I - D) s_bar,
 Where J is singular, both are least-norm in equilibrated variables (`kkt.Jacobian.solve_range`): a
 direction in which the solution is not unique is no part of them, and gradients stay bounded.
 
-Both are plain graphs of `mlx.core` operations around a constant approximate inverse, so that
-vmap applies to them as to any other graph, and differentiating them once more differentiates
-the sweeps of iterative refinement, whose fixed point does not depend on that inverse.
+Both are plain graphs of `mlx.core` operations around a constant factor, so that vmap applies to
+them as to any other graph, and differentiating them once more differentiates the sweeps of
+iterative refinement, whose fixed point does not depend on that factor.
 (Agrawal et al., arXiv 1904.09043; with a quadratic objective arXiv 2508.17522.)
 """
 
 from __future__ import annotations
 
+import contextlib
 import warnings
 from typing import Any, NamedTuple
 
 import mlx.core as mx
 
-from mlxcone import equilibrate, kkt
+from mlxcone import equilibrate, kkt, lanes
 from mlxcone._linalg import on_cpu
 from mlxcone.cones.product import Product
 from mlxcone.equilibrate import Scaling
@@ -34,6 +35,7 @@ from mlxcone.operators import Rectangular, outer, row_times
 from mlxcone.problem import Program
 from mlxcone.settings import Settings
 from mlxcone.status import DerivativeWarning
+from mlxcone.structure import Structure
 
 
 class Accuracy(NamedTuple):
@@ -66,16 +68,18 @@ DEFAULT = Accuracy()
 
 
 class Anchor(NamedTuple):
-    """Where to differentiate: the solution in original units and what the solve factored.
+    """Where to differentiate: the solution in original units, x (B, n), y and s (B, m), float64.
 
-    x (B, n), y and s (B, m) float64; ``inverse`` is the equilibrated H^-1, (B, n, n).
+    The factor alone makes use of the ``structure``: zeros of the data are variables, too. No value
+    is looked at if ``traced``.
     """
 
     x: mx.array
     y: mx.array
     s: mx.array
     scaling: Scaling
-    inverse: mx.array
+    structure: Structure = Structure()
+    traced: bool = True
 
 
 class Gradients(NamedTuple):
@@ -92,8 +96,21 @@ def _linearize(program: Program, cones: Product, anchor: Anchor, sweeps: int) ->
     _, y, s = scaling.scale(anchor.x, anchor.y, anchor.s)
     scaled = equilibrate.apply(scaling, program)
     atoms = cones.derivative(y - s)
-    inverse = mx.stop_gradient(anchor.inverse)
-    return kkt.Jacobian(scaled, cones, atoms, inverse, sweeps)
+    return kkt.Jacobian(scaled, cones, atoms, _factor(scaled, cones, atoms, anchor), sweeps)
+
+
+def _factor(program: Program, cones: Product, atoms: list[Any], anchor: Anchor) -> kkt.Factor:
+    """A constant factor of an equilibrated program at D."""
+    still = Program(
+        None if program.P is None else mx.stop_gradient(program.P),
+        mx.stop_gradient(program.q),
+        Rectangular.of(mx.stop_gradient(program.A.matrix), anchor.structure.places),
+        mx.stop_gradient(program.b),
+    )
+    if anchor.structure.diagonal and not anchor.traced:
+        with contextlib.suppress(RuntimeError, ValueError):  # traced by vmap
+            still = equilibrate.with_diagonal(still)
+    return kkt.factor(still, cones, lanes.each(atoms, mx.stop_gradient))
 
 
 @on_cpu

@@ -34,7 +34,7 @@ from mlxcone.structure import Structure
 _RANKS = (2, 1, 2, 1, 1, 1, 1)
 _DIFFERENTIABLE = 3  # x, y and s come first in the outcome
 _NONE = Structure()
-_ORDINARY = 14  # entries of the outcome without smoothing
+_ORDINARY = 13  # entries of the outcome without smoothing
 
 
 def _detached(array: mx.array) -> mx.array:
@@ -72,12 +72,14 @@ def _start(arguments: tuple[mx.array, ...]) -> tuple[mx.array, mx.array, mx.arra
 
 
 def _flat(outcome: Outcome) -> tuple[mx.array, ...]:
-    return (*outcome[:9], *outcome.scaling, outcome.inverse)
+    return (*outcome[:9], *outcome.scaling)
 
 
-def _anchor(outputs: Any) -> Anchor:
-    x, y, s = outputs[:3]
-    return Anchor(x, y, s, Scaling(*outputs[9:13]), outputs[13])
+def _anchor(primals: Any, outputs: Any, structure: Structure, traced: bool) -> Anchor:
+    d, e, primal, dual = outputs[9:_ORDINARY]
+    if primals[0].ndim == 2 and primals[2].ndim == 2:
+        d, e = d[:1], e[:1]  # all the same, and P and A stay shared
+    return Anchor(*outputs[:3], Scaling(d, e, primal, dual), structure, traced)
 
 
 def _central(outputs: Any) -> Central:
@@ -102,7 +104,7 @@ def _placeholder(lanes: int, n: int, m: int, smooth_rows: int | None) -> tuple[m
         raises = poison()
         wide = [(lanes, n), (lanes, m), (lanes, m)]
         counts = [(lanes,)] * 3
-        rest = [(lanes,)] * 3 + [(lanes, n), (lanes, m), (lanes, 1), (lanes, 1), (lanes, n, n)]
+        rest = [(lanes,)] * 3 + [(lanes, n), (lanes, m), (lanes, 1), (lanes, 1)]
 
         def like(shape: tuple[int, ...], dtype: mx.Dtype = mx.float64) -> mx.array:
             return mx.broadcast_to(raises.astype(dtype), shape)
@@ -187,12 +189,12 @@ def custom(
 
     @solve.vjp
     def solve_vjp(primals: Any, cotangents: Any, outputs: Any) -> Any:
-        return _pull_back(primals, cotangents, outputs, product, has_P, settings)
+        return _pull_back(primals, cotangents, outputs, product, has_P, structure, settings)
 
     @solve.jvp
     def solve_jvp(primals: Any, tangents: Any) -> Any:
         outputs = solve(*primals)
-        return _push_forward(primals, tangents, outputs, product, has_P, settings)
+        return _push_forward(primals, tangents, outputs, product, has_P, structure, settings)
 
     @solve.vmap
     def solve_vmap(arguments: Any, axes: Any) -> Any:
@@ -233,10 +235,17 @@ def _merge(arguments: Any, axes: Any) -> tuple[list[mx.array], int, int]:
 
 @on_cpu
 def _pull_back(
-    primals: Any, cotangents: Any, outputs: Any, product: Product, has_P: bool, settings: Settings
+    primals: Any,
+    cotangents: Any,
+    outputs: Any,
+    product: Product,
+    has_P: bool,
+    structure: Structure,
+    settings: Settings,
 ) -> tuple[mx.array, ...]:
     """Cotangents of the arguments, in their shapes and dtypes."""
-    program, anchor = _program(primals[:4], has_P), _anchor(outputs)
+    program = _program(primals[:4], has_P)
+    anchor = _anchor(primals, outputs, structure, traced=False)
     solved = (outputs[3] > 0)[:, None]
     bars = [c.astype(mx.float64) for c in cotangents[:_DIFFERENTIABLE]]
     touched = functools.reduce(
@@ -274,10 +283,18 @@ def _harmless(anchor: Anchor, solved: mx.array) -> Anchor:
 
 @on_cpu
 def _push_forward(
-    primals: Any, tangents: Any, outputs: Any, product: Product, has_P: bool, settings: Settings
+    primals: Any,
+    tangents: Any,
+    outputs: Any,
+    product: Product,
+    has_P: bool,
+    structure: Structure,
+    settings: Settings,
 ) -> tuple[mx.array, ...]:
     """Tangents of the outputs; what is not x, y or s has none."""
-    program, anchor = _program(primals[:4], has_P), _anchor(outputs)
+    program = _program(primals[:4], has_P)
+    # A look at a value in the rule of mx.jvp would cut the graph of mx.grad.
+    anchor = _anchor(primals, outputs, structure, traced=True)
     solved = (outputs[3] > 0)[:, None]
     dP, dq, dA, db = (
         mx.zeros(p.shape, dtype=mx.float64) if t is None else t.astype(mx.float64)

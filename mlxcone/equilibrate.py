@@ -148,11 +148,18 @@ def setup(program: Program, cones: Product, normalize: bool, look: bool = True) 
     else:
         d, e = (mx.ones((1, size), dtype=dtype) for size in (program.n, program.m))
     P, A = _scaled_matrices(program, d, e)
-    if program.diagonal is None or P is None:
-        return Setup(d, e, P, A)
-    diagonal = mx.diagonal(P)
+    made = Program(P, program.q, A, program.b)
+    if program.diagonal is not None:
+        made = with_diagonal(made)
+    return Setup(d, e, P, A, made.diagonal)
+
+
+def with_diagonal(program: Program) -> Program:
+    """An equilibrated program whose shared P is diagonal, told so if it may be divided by."""
+    assert program.P is not None
+    diagonal = mx.diagonal(program.P)
     usable = bool(mx.all(diagonal >= _WELL_ABOVE).item())
-    return Setup(d, e, P, A, diagonal if usable else None)
+    return program._replace(diagonal=diagonal if usable else None)
 
 
 def normalize(setup: Setup, program: Program, enabled: bool) -> tuple[Scaling, Program]:

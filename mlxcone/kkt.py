@@ -30,15 +30,17 @@ and singular lanes.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import mlx.core as mx
 
 from mlxcone import low_rank, residual_map
-from mlxcone._linalg import spd_inverse
+from mlxcone._linalg import spd_root
 from mlxcone.cones.product import Product
-from mlxcone.operators import row_times
+from mlxcone.low_rank import LowRank
+from mlxcone.operators import padded, row_times
 from mlxcone.problem import Program
 from mlxcone.residual_map import Pair
 
@@ -66,31 +68,63 @@ def weighted_rows(program: Program, cones: Product, atoms: list[Any], function: 
     return cones.spectral(atoms, function, matrix if matrix.ndim == 3 else matrix[None])
 
 
-def reduced_inverse(
+class Root(NamedTuple):
+    """R (B, n, n), lower triangular, with R'R = H^-1: a product more than H^-1, but soon made."""
+
+    root: mx.array
+
+    def times(self, v: mx.array) -> mx.array:
+        """H^-1 v, (B, n)."""
+        return row_times(row_times(v, mx.swapaxes(self.root, -1, -2)), self.root)
+
+
+Factor = Root | LowRank
+
+
+def gram(program: Program, cones: Product, atoms: list[Any], function: Any) -> mx.array:
+    """A'function(D) A, (B, n, n), to the last digit of its largest entries."""
+    A, k = program.A, cones.straight
+    parts = cones.rest_of_gram(atoms, function, _with_lanes(A.matrix))
+    if k and A.places:
+        w = padded(cones.weights(atoms, function), 0, program.m)
+        H = low_rank.slopes(program, w)[..., None] * mx.eye(program.n, dtype=w.dtype)
+        parts.append(H)
+        if A.dense is not None:
+            parts.append(A.dense[1] @ (A.other_rows(w)[..., None] * A.dense[0]))
+    elif k:
+        rows, columns = A.matrix[..., :k, :], A.transposed[..., :k]
+        parts.append(columns @ (cones.weights(atoms, function)[..., None] * rows))
+    return functools.reduce(mx.add, parts)
+
+
+def fine_gram(program: Program, cones: Product, atoms: list[Any], function: Any) -> mx.array:
+    """The same, (B, n, n), to the last digit of all that a cone adds."""
+    parts = cones.rest_of_gram(atoms, function, _with_lanes(program.A.matrix), straight=False)
+    return functools.reduce(mx.add, parts)
+
+
+def _with_lanes(matrix: mx.array) -> mx.array:
+    return matrix if matrix.ndim == 3 else matrix[None]
+
+
+def root(
     program: Program, cones: Product, atoms: list[Any], eps: float = EPSILON, sigma: float = SIGMA
-) -> tuple[mx.array, mx.array]:
-    """H^-1, (B, n, n), and whether H could be factored, (B,)."""
-    if program.A.places and cones.polyhedral:
-        return _sparse_inverse(program, cones, atoms, eps, sigma)
-    weighted = weighted_rows(program, cones, atoms, _penalty(eps))
-    H = normal_matrix(program, weighted, sigma)
-    return spd_inverse(mx.broadcast_to(H, (program.lanes, program.n, program.n)))
-
-
-def _sparse_inverse(
-    program: Program, cones: Product, atoms: list[Any], eps: float, sigma: float
-) -> tuple[mx.array, mx.array]:
-    """The same where W is diagonal and most rows of A have one entry."""
-    A, n = program.A, program.n
-    eye = mx.eye(n, dtype=program.q.dtype)
-    w = cones.spectral(atoms, _penalty(eps), mx.ones((1, program.m), dtype=eye.dtype))
-    if program.diagonal is not None and low_rank.fits(program):
-        return low_rank.factor(program, w, sigma).explicit()
-    H = low_rank.slopes(program, w, sigma)[..., None] * eye
+) -> tuple[Root, mx.array]:
+    """H's factor, zero where it has none, and whether there is one, (B,)."""
+    H = sigma * mx.eye(program.n, dtype=program.q.dtype)
     H = H if program.P is None else H + program.P
-    if A.dense is not None:
-        H = H + A.dense[1] @ (A.other_rows(w)[..., None] * A.dense[0])
-    return spd_inverse(mx.broadcast_to(H, (program.lanes, n, n)))
+    if program.m:
+        H = H + gram(program, cones, atoms, _penalty(eps))
+    H = mx.broadcast_to(H, (program.lanes, program.n, program.n))
+    R, ok = spd_root(H)
+    return Root(mx.where(ok[:, None, None], R, 0.0)), ok
+
+
+def factor(program: Program, cones: Product, atoms: list[Any]) -> Factor:
+    """H's factor in the form that fits the program; zero in lanes where H has none."""
+    if cones.polyhedral and low_rank.fits(program):
+        return low_rank.factor(program, cones.weights(atoms, _penalty(EPSILON)), SIGMA).or_zero()
+    return root(program, cones, atoms)[0]
 
 
 class Jacobian:
@@ -100,7 +134,7 @@ class Jacobian:
         program (Program): equilibrated program.
         cones (Product): its cones.
         atoms (list): D at the point.
-        inverse (mx.array): H^-1 there or near it, (B, n, n).
+        factor (Factor): of H there or near it.
         sweeps (int): sweeps of iterative refinement.
     """
 
@@ -109,26 +143,26 @@ class Jacobian:
         program: Program,
         cones: Product,
         atoms: list[Any],
-        inverse: mx.array,
+        factor: Factor,
         sweeps: int = 2,
         eps: float = EPSILON,
     ) -> None:
         self.program, self.cones, self.atoms = program, cones, atoms
-        self.inverse, self.sweeps, self.eps = inverse, sweeps, eps
+        self.factor, self.sweeps, self.eps = factor, sweeps, eps
 
     def _weight(self, v: mx.array) -> mx.array:
         return self.cones.spectral(self.atoms, _penalty(self.eps), v)
 
     def _reduced(self, r: mx.array, t: mx.array) -> Pair:
         A = self.program.A
-        dx = row_times(r + A.transpose_times(self._weight(t)), self.inverse)
+        dx = self.factor.times(r + A.transpose_times(self._weight(t)))
         v = A.times(dx) - t
         return dx, (v + self._weight(v)) / (1.0 + self.eps)
 
     def _reduced_transpose(self, r: mx.array, t: mx.array) -> Pair:
         A = self.program.A
         u = (t + self._weight(t)) / (1.0 + self.eps)
-        gx = row_times(r + A.transpose_times(u), self.inverse)
+        gx = self.factor.times(r + A.transpose_times(u))
         return gx, self._weight(A.times(gx)) - u
 
     def solve(self, r: mx.array, t: mx.array) -> Pair:

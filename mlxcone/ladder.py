@@ -37,7 +37,7 @@ class Outcome(NamedTuple):
     """Everything a solve knows, per lane, float64, original units, rows in internal order.
 
     x (B, n); y, s (B, m); status, iterations, factorizations int32 (B,); residuals (B,); the
-    scaling with every lane in it, and the equilibrated H^-1 (B, n, n), for derivatives.
+    scaling with every lane in it.
     """
 
     x: mx.array
@@ -50,7 +50,6 @@ class Outcome(NamedTuple):
     dual_residual: mx.array
     gap: mx.array
     scaling: Scaling
-    inverse: mx.array
 
 
 class Setup(NamedTuple):
@@ -294,7 +293,7 @@ class Ladder:
     def _refinement(self, work: Splitting) -> Refinement:
         weights = admm.row_weights(work.scale, self.cones)
         x, y, s = admm.split(self.cones, weights, admm.State(work.x, work.w))
-        how = self.settings, x, y, s, self.deadline, self.calls
+        how = self.settings, x, y, s, self.precision, self.deadline, self.calls
         return Refinement(self.program, self.scaling, self.cones, *how)
 
     def _conclude(self, refinement: Refinement, result: Residuals) -> None:
@@ -342,7 +341,6 @@ class Ladder:
             result.dual,
             result.gap,
             Scaling(d, e, self.scaling.primal, self.scaling.dual),
-            kept.inverse,
         )
         mx.eval(outcome)
         return outcome
@@ -386,6 +384,9 @@ def run(
         part = program.take(chosen)
         start = None if warm is None else (warm[0][chosen], warm[1][chosen], warm[2][chosen])
         found = _climb(part, None, cones, settings, device, start, precision, repeated)
+        if splitting_factor.shares_matrices(program):
+            d, e = (mx.broadcast_to(a[:1], (total, a.shape[1])) for a in found.scaling[:2])
+            outcome = outcome._replace(scaling=outcome.scaling._replace(d=d, e=e))
         outcome = lanes.put_tree(outcome, chosen, found)
     mx.eval(outcome)
     return outcome
@@ -426,5 +427,4 @@ def _failed(program: Program) -> Outcome:
         nothing,
         nothing,
         Scaling(mx.ones_like(x), mx.ones_like(y), one, one),
-        mx.zeros((total, n, n), dtype=dtype),
     )

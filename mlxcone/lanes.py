@@ -5,7 +5,7 @@ Sub-batches are padded to powers of two by repeating a lane, so that shapes repe
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import mlx.core as mx
@@ -42,12 +42,17 @@ def take(tree: Any, lanes: mx.array | None) -> Any:
     return tree if lanes is None else type(tree)(*(field[lanes] for field in tree))
 
 
+def each(tree: Any, change: Callable[[mx.array], mx.array]) -> Any:
+    """A tuple or list of arrays, or of such, with every array changed."""
+    if isinstance(tree, mx.array):
+        return change(tree)
+    parts = [each(part, change) for part in tree]
+    return type(tree)(*parts) if hasattr(tree, "_fields") else type(tree)(parts)
+
+
 def take_tree(tree: Any, lanes: mx.array) -> Any:
     """`take` for tuples and lists of such, too."""
-    if isinstance(tree, mx.array):
-        return tree[lanes]
-    parts = [take_tree(part, lanes) for part in tree]
-    return type(tree)(*parts) if hasattr(tree, "_fields") else type(tree)(parts)
+    return each(tree, lambda array: array[lanes])
 
 
 def put(array: mx.array, lanes: mx.array | None, values: mx.array) -> mx.array:

@@ -49,13 +49,13 @@ class LowRank(NamedTuple):
         rows, core = (None if a is None else a.astype(dtype) for a in self[1:3])
         return LowRank(self.scales.astype(dtype), rows, core, self.ok)
 
-    def explicit(self) -> tuple[mx.array, mx.array]:
-        """The inverse, (B, n, n), and whether there is one, (B,)."""
-        eye = mx.eye(self.scales.shape[1], dtype=self.scales.dtype)
-        inverse = self.scales[..., None] * eye
-        if self.rows is not None and self.core is not None:
-            inverse = inverse - mx.swapaxes(self.rows, -1, -2) @ (self.core @ self.rows)
-        return inverse, mx.logical_and(self.ok, mx.all(mx.isfinite(self.scales), axis=1))
+    def or_zero(self) -> LowRank:
+        """With lanes first in every array, and zero in lanes where there is no inverse."""
+        ok = mx.logical_and(self.ok, mx.all(mx.isfinite(self.scales), axis=1))
+        scales = mx.where(ok[:, None], self.scales, 0.0)
+        some = ok[:, None, None]
+        rows, core = (None if a is None else mx.where(some, a, 0.0) for a in self[1:3])
+        return LowRank(scales, rows, core, ok)
 
 
 def fits(program: Program) -> bool:
@@ -64,17 +64,17 @@ def fits(program: Program) -> bool:
     return flat and bool(program.A.places) and 2 * program.A.others <= program.n
 
 
-def slopes(program: Program, weights: mx.array, sigma: float) -> mx.array:
-    """Diagonal of sigma I + A'W A as far as rows with one entry make it, (B, n)."""
+def slopes(program: Program, weights: mx.array) -> mx.array:
+    """Diagonal of A'W A as far as rows with one entry make it, (B, n)."""
     A = program.A
     blocks = zip(A.places, A.entries, strict=True)
-    return A.sum_blocks([weights[:, i : i + k] * entries for (i, _, k), entries in blocks]) + sigma
+    return A.sum_blocks([weights[:, i : i + k] * entries for (i, _, k), entries in blocks])
 
 
 def factor(program: Program, weights: mx.array, sigma: float) -> LowRank:
     """For a program that `fits` and W = diag(weights), (B or 1, m)."""
     A = program.A
-    diagonal = slopes(program, weights, sigma)
+    diagonal = slopes(program, weights) + sigma
     scales = 1.0 / (diagonal if program.diagonal is None else diagonal + program.diagonal)
     if A.dense is None:
         return LowRank(scales, None, None, mx.all(scales > 0, axis=1))

@@ -16,27 +16,20 @@ from mlxcone.residuals import Residuals
 from mlxcone.settings import Settings
 
 _STALL = 3  # Newton steps without halving the violation before a lane gives up
-# W = D E^-1 amplifies a change of D by 1 / eps: a factor serves only where D stayed put.
-_STALE = 1e-7
 _ROUNDING = 2e-16  # of float64
-_FINE = 1e-5  # violation below which nothing is left to gain
+_FINE = 1e-5  # violation below which nothing is left to gain,
+_BESIDE = 1e-2  # or residual beside the rounding of the data
 _NOTICED = 0.1  # share of eps_abs that rounding may take
-
-
-def factor_at(program: Program, cones: Product, atoms: Any) -> mx.array:
-    """H^-1 at D, (B, n, n); zero in lanes where H could not be factored."""
-    inverse, ok = kkt.reduced_inverse(program, cones, atoms)
-    return mx.where(ok[:, None, None], inverse, 0.0)
 
 
 def newton_step(
     program: Program, cones: Product, x: mx.array, z: mx.array, y: mx.array, atoms: Any
-) -> tuple[mx.array, mx.array, mx.array]:
-    """One full Newton step on F(x, z) = 0, with y = Pi(z) and D there: x, z, and H^-1 at D."""
-    inverse = factor_at(program, cones, atoms)
-    system = kkt.Jacobian(program, cones, atoms, inverse, sweeps=1)
+) -> tuple[mx.array, mx.array]:
+    """x and z after one full Newton step on F(x, z) = 0, with y = Pi(z) and D there."""
+    factor = kkt.factor(program, cones, atoms)
+    system = kkt.Jacobian(program, cones, atoms, factor, sweeps=1)
     dx, dz = system.solve(*residual_map.at(program, x, z, y))
-    return x - dx, z - dz, inverse
+    return x - dx, z - dz
 
 
 def met(result: Residuals, settings: Settings, at_least: float) -> mx.array:
@@ -58,24 +51,15 @@ class Place(NamedTuple):
 
 
 class Kept(NamedTuple):
-    """What is kept of lanes, every array with all of them.
-
-    The best (x, y, s), its violation and D's signature there; the last H^-1, the signature of where
-    it was made (NaN: nowhere), and how many were made.
-    """
+    """The best (x, y, s) of each lane, its violation, and how many factors were made."""
 
     x: mx.array
     y: mx.array
     s: mx.array
     violation: mx.array
-    signature: mx.array
-    inverse: mx.array
-    factored_at: mx.array
     factorizations: mx.array
 
-    def improved(
-        self, x: mx.array, y: mx.array, s: mx.array, violation: mx.array, signature: mx.array
-    ) -> Kept:
+    def improved(self, x: mx.array, y: mx.array, s: mx.array, violation: mx.array) -> Kept:
         """With what is better than the best so far."""
         better = violation < self.violation  # False for NaN
         some = better[:, None]
@@ -84,13 +68,11 @@ class Kept(NamedTuple):
             y=mx.where(some, y, self.y),
             s=mx.where(some, s, self.s),
             violation=mx.where(better, violation, self.violation),
-            signature=mx.where(some, signature, self.signature),
         )
 
-    def factored(self, inverse: mx.array, signature: mx.array) -> Kept:
-        """With another factor."""
-        count = self.factorizations + 1
-        return self._replace(inverse=inverse, factored_at=signature, factorizations=count)
+    def counted(self, factorizations: mx.array | int) -> Kept:
+        """With so many more factors."""
+        return self._replace(factorizations=self.factorizations + factorizations)
 
 
 def _measure(
@@ -125,38 +107,13 @@ def _advance(
     cones: Product, settings: Settings, program: Program, scaling: Scaling, at: Place, kept: Kept
 ) -> tuple[Place, Kept]:
     """One Newton step."""
-    x, z, inverse = newton_step(program, cones, at.x, at.z, at.y, at.atoms)
-    kept = kept.factored(inverse, cones.signature(at.atoms))
+    x, z = newton_step(program, cones, at.x, at.z, at.y, at.atoms)
     at = _place(cones, settings, program, scaling, x, z)
-    signature = cones.signature(at.atoms)
-    return at, kept.improved(x, at.y, at.y - z, at.violation, signature)
-
-
-def _polish(
-    cones: Product, settings: Settings, program: Program, scaling: Scaling, kept: Kept
-) -> Kept:
-    """A step with the factor that is there, where something is left to gain."""
-    z = kept.y - kept.s
-    y, atoms = cones.linearize(z)
-    system = kkt.Jacobian(program, cones, atoms, kept.inverse)
-    dx, dz = system.solve(*residual_map.at(program, kept.x, z, y))
-    at = _place(cones, settings, program, scaling, kept.x - dx, z - dz)
-    violation = mx.where(_rough(kept), at.violation, mx.inf)
-    return kept.improved(at.x, at.y, at.y - at.z, violation, cones.signature(at.atoms))
-
-
-def _rough(kept: Kept) -> mx.array:
-    return mx.logical_and(kept.violation > _FINE, mx.isfinite(kept.violation))
-
-
-def _refactor(cones: Product, program: Program, kept: Kept) -> Kept:
-    """A factor that fits the best point."""
-    atoms = cones.derivative(kept.y - kept.s)
-    return kept.factored(factor_at(program, cones, atoms), cones.signature(atoms))
+    return at, kept.counted(1).improved(x, at.y, at.y - z, at.violation)
 
 
 class Refinement:
-    """Lanes under refinement: the best (x, y, s) of each, its violation, and the last factor.
+    """Lanes under refinement: the best (x, y, s) of each, and its violation.
 
     y = Pi(z) and s = y - z for Newton's steps; what interior points end with is not as exactly
     complementary, and kept as it is.
@@ -167,6 +124,7 @@ class Refinement:
         cones (Product): the cones.
         settings (Settings): tolerances and budgets.
         x, y, s (mx.array): starting iterate, equilibrated, float64.
+        precision (float): relative rounding of the data.
         deadline (float): value of ``time.monotonic()`` at which to stop.
         calls (Calls): how its functions are called.
     """
@@ -180,6 +138,7 @@ class Refinement:
         x: mx.array,
         y: mx.array,
         s: mx.array,
+        precision: float,
         deadline: float,
         calls: Calls,
     ) -> None:
@@ -187,17 +146,10 @@ class Refinement:
         self.settings, self.deadline, self.calls = settings, deadline, calls
         place = self._call(_place, program, scaling, x, y - s)
         self._start: Place | None = place
-        signature = cones.signature(place.atoms)
-        self.kept = Kept(
-            x,
-            place.y,
-            place.y - place.z,
-            place.violation,
-            signature,
-            mx.zeros((program.lanes, program.n, program.n), dtype=x.dtype),
-            mx.full(signature.shape, mx.nan, dtype=x.dtype),
-            mx.zeros((program.lanes,), dtype=mx.int32),
-        )
+        nothing = mx.zeros((program.lanes,), dtype=mx.int32)
+        self.kept = Kept(x, place.y, place.y - place.z, place.violation, nothing)
+        tolerance = max(settings.eps_abs, settings.eps_rel, 1e-300)
+        self.fine = max(_FINE, _BESIDE * precision / tolerance)
         self.cleaned: list[int] = []  # lanes whose s was replaced in the end
         mx.eval(place, self.kept)
 
@@ -217,13 +169,8 @@ class Refinement:
 
     def adopt(self, other: Refinement) -> None:
         """Take the lanes in which another refinement of the same program did better."""
-        better = other.kept.violation < self.kept.violation
-        *new, count = (
-            mx.where(better.reshape(-1, *[1] * (a.ndim - 1)), a, b)
-            for a, b in zip(other.kept, self.kept, strict=True)
-        )
-        count = self.kept.factorizations + other.kept.factorizations
-        self.kept, self._start = Kept(*new, count), None
+        kept = self.kept.improved(*other.kept[:4])
+        self.kept, self._start = kept.counted(other.kept.factorizations), None
 
     def newton(self, which: list[int], steps: int, aim: float = 1.0) -> None:
         """Full Newton steps on some lanes; each stops when its violation is at most ``aim``."""
@@ -315,18 +262,16 @@ class Refinement:
         count: mx.array,
     ) -> None:
         """Keep what is better than the best so far, and count factorizations."""
-        signature = self.cones.signature(self.cones.derivative(y - s))
-        kept = lanes.take(self.kept, chosen).improved(x, y, s, violation, signature)
-        kept = kept._replace(factorizations=kept.factorizations + count)
+        kept = lanes.take(self.kept, chosen).counted(count).improved(x, y, s, violation)
         self.kept, self._start = lanes.put_tree(self.kept, chosen, kept), None
         mx.eval(self.kept)
 
     def finish(self) -> None:
-        """One more step, and for every lane a factor that fits the point it ended at."""
-        self._refactor_stale()
-        if self.settings.refine and bool(mx.any(_rough(self.kept)).item()):
-            self.kept = self._call(_polish, self.program, self.scaling, self.kept)
-            self._refactor_stale()
+        """One more step where something is left to gain."""
+        violation = self.kept.violation
+        rough = mx.logical_and(violation > self.fine, mx.isfinite(violation))
+        if self.settings.refine:
+            self.newton(lanes.where_true(rough), 1, 0.0)
         self._clean_slack()
         mx.eval(self.kept)
 
@@ -340,18 +285,3 @@ class Refinement:
             s = mx.where(large[:, None], self.cones.project(kept.s), kept.s)
             violation = _judge(self.program, self.scaling, self.settings, kept.x, kept.y, s)
             self.kept = kept._replace(s=s, violation=violation)
-
-    def _refactor_stale(self) -> None:
-        kept = self.kept
-        # Not what is NaN: no factor yet.
-        fits = mx.all(mx.abs(kept.signature - kept.factored_at) <= _STALE, axis=1)
-        stale = lanes.where_true(mx.logical_and(mx.logical_not(fits), mx.isfinite(kept.violation)))
-        if not stale:
-            return
-        chosen = lanes.some(stale, self.program.lanes)
-        if chosen is None:
-            self.kept = self.calls.call(_refactor, (self.cones,), self.program, kept)
-        else:
-            part = self.program.take(chosen), lanes.take(kept, chosen)
-            some = self.calls.call(_refactor, (self.cones,), *part)
-            self.kept = lanes.put_tree(kept, chosen, some)

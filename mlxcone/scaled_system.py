@@ -15,7 +15,8 @@ from typing import Any
 
 import mlx.core as mx
 
-from mlxcone._linalg import lu_inverses, spd_root
+from mlxcone import kkt
+from mlxcone._linalg import lu_inverses, shifted_root
 from mlxcone.cones.product import Product
 from mlxcone.operators import row_times
 from mlxcone.problem import Program
@@ -26,6 +27,10 @@ _SHIFTS = (1e-14, 1e-12, 1e-10, 1e-8, 1e-6)  # beside a unit diagonal, until Cho
 _PIVOT = 1e-14  # on the diagonal of the whole matrix, of entries at most 1
 _ROUNDS = 3  # of equilibration of the whole matrix
 _SWEEPS = 8  # of iterative refinement, while each halves the residual
+
+
+def _penalty(eigenvalue: mx.array) -> mx.array:
+    return 1.0 / (eigenvalue + _DAMP)
 
 
 class System:
@@ -93,7 +98,7 @@ class Reduced(System):
 
     def _factor(self) -> None:
         program, A = self.program, self.program.A.matrix
-        H = program.A.transposed @ self._weight(A if A.ndim == 3 else A[None])
+        H = kkt.fine_gram(program, self.cones, self.atoms, _penalty)
         if program.P is not None:
             H = H + program.P
         H = H + self.proximal * mx.eye(program.n, dtype=A.dtype)
@@ -112,12 +117,12 @@ class Reduced(System):
         diagonal = mx.diagonal(matrix, axis1=-2, axis2=-1)
         unit = mx.rsqrt(mx.maximum(diagonal, 1e-30))
         scaled = unit[..., :, None] * matrix * unit[..., None, :]
-        root, ok = spd_root(0.5 * (scaled + mx.swapaxes(scaled, -1, -2)), _SHIFTS)
+        root, ok = shifted_root(0.5 * (scaled + mx.swapaxes(scaled, -1, -2)), _SHIFTS)
         return root, unit, ok
 
     def _weight(self, v: mx.array) -> mx.array:
         """(W^2 + damp)^-1 v, and v on the equalities."""
-        return self.cones.spectral(self.atoms, lambda e: 1.0 / (e + _DAMP), v)
+        return self.cones.spectral(self.atoms, _penalty, v)
 
     def _solve_once(self, r: mx.array, t: mx.array) -> tuple[mx.array, mx.array]:
         A, k = self.program.A, self.equalities

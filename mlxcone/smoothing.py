@@ -66,7 +66,8 @@ class _Smooth:
         self.cones = cones
         self.scaling = Scaling(*(mx.stop_gradient(a) for a in scaling))
         still: Any = _once(*central[:4])
-        self.x, self._y, self._s, self._inverse = still
+        self.x, self._y, self._s, root = still
+        self._factor = kkt.Root(root)
         self.y = interior.join_boxes(cones, self._y) * self.scaling.e / self.scaling.dual
         self._mu = mu * self.scaling.primal * self.scaling.dual
 
@@ -77,7 +78,7 @@ class _Smooth:
         """
         program, cones = interior.split_boxes(boxed, self.cones)
         atoms = centring.atoms(cones, self._y, self._s, self._mu)
-        jacobian = kkt.Jacobian(program, cones, atoms, self._inverse, _SWEEPS, centring.EPSILON)
+        jacobian = kkt.Jacobian(program, cones, atoms, self._factor, _SWEEPS, centring.EPSILON)
         return jacobian, program.q, program.b
 
     def tangent(

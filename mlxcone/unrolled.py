@@ -80,13 +80,12 @@ def run(
     steps = settings.newton_iters if settings.refine else 0
     best_x, best_z, best = x, z, judged(x, z, *eps).violation
     for _ in range(steps):
-        x, z, _ = refine.newton_step(scaled, cones, x, z, *cones.linearize(z))
+        x, z = refine.newton_step(scaled, cones, x, z, *cones.linearize(z))
         now = judged(x, z, *eps).violation
         better = now < best  # False for NaN
         best_x = mx.where(better[:, None], x, best_x)
         best_z = mx.where(better[:, None], z, best_z)
         best = mx.where(better, now, best)
-    inverse = refine.factor_at(scaled, cones, cones.derivative(best_z))
     y = cones.project_dual(best_z)
     result = judged(best_x, best_z, *eps)
     status = mx.full((program.lanes,), int(Status.INDETERMINATE), dtype=mx.int32)
@@ -103,10 +102,9 @@ def run(
         s,
         mx.where(bad, int(Status.FAILED), status),
         count + settings.fixed_iters,
-        count + steps + 1,
+        count + steps,
         result.primal,
         result.dual,
         result.gap,
         Scaling(d, e, scaling.primal, scaling.dual),
-        inverse,
     )

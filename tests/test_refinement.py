@@ -219,7 +219,7 @@ def test_newton_lands_from_nearby() -> None:
         + wide(1e-4 * rng.standard_normal((5, size)))
         for k, size in (("x", N), ("y", M), ("s", M))
     ]
-    work = Refinement(scaled, scaling, PRODUCT, Settings(), *scaling.scale(*start), FOREVER, EAGER)
+    work = Refinement(scaled, scaling, PRODUCT, Settings(), *scaling.scale(*start), 0.0, FOREVER, EAGER)
     assert work.solved() == []
     work.newton([0, 1, 2, 3], 5)
     assert work.solved() == [0, 1, 2, 3]

@@ -42,8 +42,13 @@ class Cone(Protocol):
         ...
 
     def signature(self, atoms: Any) -> mx.array:
-        """Numbers (B, k) of size 1 that move as D moves: tells when a factor of D is stale."""
+        """Numbers (B, k) of size 1 that move as D moves."""
         ...
+
+
+def half(cone: Cone, atoms: Any, function: Spectral, v: mx.array) -> mx.array:
+    """V (B, columns, k) with V V' = v'function(D) v, for a function that is nowhere negative."""
+    return mx.swapaxes(cone.spectral(atoms, lambda e: mx.sqrt(function(e)), v), -1, -2)
 
 
 class Interior(Cone, Protocol):

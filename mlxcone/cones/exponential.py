@@ -238,6 +238,10 @@ class Exponential:
     def spectral(self, atoms: Atoms, function: Spectral, v: mx.array) -> mx.array:
         return spectral3.spectral(atoms, function, v)
 
+    def half(self, atoms: Atoms, function: Spectral, v: mx.array) -> mx.array:
+        """`base.half`."""
+        return spectral3.half(atoms, function, v)
+
     def signature(self, atoms: Atoms) -> mx.array:
         return spectral3.signature(atoms)
 

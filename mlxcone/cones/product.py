@@ -12,7 +12,7 @@ from typing import Any, cast
 
 import mlx.core as mx
 
-from mlxcone.cones.base import Cone, Interior, Spectral
+from mlxcone.cones.base import Cone, Interior, Spectral, half
 from mlxcone.cones.box import Box
 from mlxcone.cones.exponential import Exponential
 from mlxcone.cones.linear import Linear
@@ -367,6 +367,49 @@ class Product:
         ]
         out = self._join(parts, columns)
         return out if v.ndim == 3 else out[..., 0]
+
+    @property
+    def straight(self) -> int:
+        """Rows up to the last of a group whose D is diagonal, or diagonal but for its rank."""
+        pairs = zip(self._bounds, self.groups, strict=True)
+        return max((hi for (_, hi), g in pairs if isinstance(g, Linear | SecondOrder)), default=0)
+
+    def weights(self, atoms: list[Any], function: Spectral) -> mx.array:
+        """Diagonal part of function(D) on the `straight` rows, (B or 1, rows)."""
+        parts = []
+        for (lo, hi), g, a in zip(self._bounds, self.groups, atoms, strict=True):
+            if isinstance(g, Linear):
+                parts.append(function(a.eigenvalues))
+            elif isinstance(g, SecondOrder):
+                parts.append(g.weights(a, function))
+            elif hi <= self.straight:
+                like = a.eigenvalues
+                parts.append(mx.zeros((like.shape[0], hi - lo), dtype=like.dtype))
+        return parts[0] if len(parts) == 1 else mx.concatenate(parts, axis=1)
+
+    def rest_of_gram(
+        self, atoms: list[Any], function: Spectral, v: mx.array, straight: bool = True
+    ) -> list[mx.array]:
+        """What `weights` leave of v'function(D) v, v (B or 1, m, k), in summands (B, k, k).
+
+        Everything if they are not taken out, with not ``straight``: they cost digits where
+        function(D) spans many orders of magnitude.
+        """
+        parts = []
+        for g, a, (lo, hi) in zip(self.groups, atoms, self._bounds, strict=True):
+            rows = v[:, lo:hi]
+            if straight and isinstance(g, Linear):
+                continue
+            if straight and isinstance(g, SecondOrder):
+                c, V = g.corrections(a, function, rows)
+                parts.append(mx.swapaxes(V, -1, -2) @ (c[..., None] * V))
+                continue
+            if isinstance(g, Exponential | Power | Semidefinite):
+                V = g.half(a, function, rows)
+            else:
+                V = half(g, a, function, rows)
+            parts.append(V @ mx.swapaxes(V, -1, -2))
+        return parts
 
     def apply_derivative(self, atoms: list[Any], v: mx.array) -> mx.array:
         """D v."""

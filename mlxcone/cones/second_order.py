@@ -80,6 +80,22 @@ class SecondOrder:
         out = mx.concatenate([(up + down)[:, :, None], side], axis=2)
         return out.reshape(out.shape[0], self.rows, v.shape[-1])
 
+    def weights(self, atoms: Atoms, function: Spectral) -> mx.array:
+        """w (B, rows): function(D) is diag(w) but for `corrections`."""
+        rest = function(atoms.eigenvalues[..., 2:])
+        return mx.broadcast_to(rest, (*rest.shape[:2], self.dim)).reshape(rest.shape[0], self.rows)
+
+    def corrections(
+        self, atoms: Atoms, function: Spectral, v: mx.array
+    ) -> tuple[mx.array, mx.array]:
+        """c (B, k) and V (B, k, columns): v'function(D) v = v'diag(w) v + V'diag(c) V."""
+        values = function(atoms.eigenvalues)
+        c = 0.5 * (values[..., :2] - values[..., 2:])
+        blocks = v.reshape(v.shape[0], self.count, self.dim, v.shape[-1])
+        along = mx.sum(atoms.unit[..., None] * blocks[:, :, 1:], axis=2)
+        V = mx.stack([blocks[:, :, 0] + along, blocks[:, :, 0] - along], axis=2)
+        return c.reshape(c.shape[0], -1), V.reshape(V.shape[0], -1, V.shape[-1])
+
     def signature(self, atoms: Atoms) -> mx.array:
         # Where D = 0 or I, the direction does not matter.
         spread = atoms.eigenvalues[..., :1] - atoms.eigenvalues[..., 1:2]

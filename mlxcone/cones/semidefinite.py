@@ -127,6 +127,16 @@ class Semidefinite:
         out = mx.swapaxes(self._triangles(image), -1, -2)
         return out.reshape(out.shape[0], self.rows, v.shape[-1])
 
+    def half(self, atoms: Atoms | Scaling, function: Spectral, v: mx.array) -> mx.array:
+        """`base.half` with half of the products."""
+        columns = v.reshape(v.shape[0], self.count, self._size, v.shape[-1])
+        inner = self._matrices(mx.swapaxes(columns, -1, -2))
+        vectors = atoms.vectors if isinstance(atoms, Scaling) else atoms.eigen.vectors
+        Q, values = vectors[:, :, None], atoms.eigenvalues[:, :, None]
+        turned = mx.sqrt(function(values)) * (mx.swapaxes(Q, -1, -2) @ inner @ Q)
+        flat = turned.reshape(*turned.shape[:3], -1)
+        return mx.swapaxes(flat, 1, 2).reshape(flat.shape[0], v.shape[-1], -1)
+
     def signature(self, atoms: Atoms) -> mx.array:
         return probes.images(self, atoms, atoms.eigenvalues.dtype)
 

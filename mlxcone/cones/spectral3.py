@@ -61,6 +61,14 @@ def spectral(atoms: Atoms, function: Spectral, v: mx.array) -> mx.array:
     return out.reshape(out.shape[0], -1, v.shape[-1])
 
 
+def half(atoms: Atoms, function: Spectral, v: mx.array) -> mx.array:
+    """`base.half` with a product less."""
+    blocks = v.reshape(v.shape[0], -1, 3, v.shape[-1])
+    turned = mx.swapaxes(atoms.vectors, -1, -2) @ blocks
+    out = mx.sqrt(function(atoms.eigenvalues))[..., None] * turned
+    return mx.swapaxes(out.reshape(out.shape[0], -1, v.shape[-1]), -1, -2)
+
+
 def signature(atoms: Atoms) -> mx.array:
     """The six entries of D of each cone, (B, 6 count)."""
     parts = []
