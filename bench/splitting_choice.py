@@ -47,7 +47,8 @@ import numpy as np
 
 from mlxcone import admm, anderson, equilibrate, residuals, splitting_factor
 from mlxcone.anderson import Memory
-from mlxcone.cones.product import Cones, Product
+from mlxcone.cones.description import Cones
+from mlxcone.cones.product import Product
 from mlxcone.equilibrate import Scaling
 from mlxcone.operators import Rectangular
 from mlxcone.problem import Program

@@ -3,7 +3,7 @@
 from typing import TYPE_CHECKING
 
 from mlxcone._version import __version__
-from mlxcone.cones.product import Cones
+from mlxcone.cones.description import Cones
 from mlxcone.problem import as_array
 from mlxcone.settings import Settings
 from mlxcone.solution import Info, Solution, evaluated

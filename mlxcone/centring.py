@@ -47,8 +47,8 @@ class Central(NamedTuple):
     """The points x_mu of a batch, and a factor there.
 
     x (B, n) is in original units, y and s are equilibrated, with inequalities for boxes;
-    ``root`` is that of the equilibrated H^-1 (`kkt.Root`). In lanes that are not ``centred``, (B,), all
-    of them are numbers without meaning.
+    ``root`` is that of the equilibrated H^-1 (`kkt.Root`). In lanes that are not ``centred``, (B,),
+    all of them are numbers without meaning.
     """
 
     x: mx.array

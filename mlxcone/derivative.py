@@ -104,7 +104,7 @@ def _factor(program: Program, cones: Product, atoms: list[Any], anchor: Anchor) 
     still = Program(
         None if program.P is None else mx.stop_gradient(program.P),
         mx.stop_gradient(program.q),
-        Rectangular.of(mx.stop_gradient(program.A.matrix), anchor.structure.places),
+        Rectangular.of(mx.stop_gradient(program.A.matrix), anchor.structure.sparsity),
         mx.stop_gradient(program.b),
     )
     if anchor.structure.diagonal and not anchor.traced:

@@ -18,7 +18,8 @@ import mlx.core as mx
 from mlxcone import centring, derivative, ladder, lanes, problem, smoothing, unrolled
 from mlxcone._linalg import on_cpu, poison
 from mlxcone.centring import Central
-from mlxcone.cones.product import Cones, Product
+from mlxcone.cones.description import Cones
+from mlxcone.cones.product import Product
 from mlxcone.derivative import Accuracy, Anchor
 from mlxcone.equilibrate import Scaling
 from mlxcone.ladder import Outcome, Setup
@@ -60,7 +61,7 @@ def _program(arguments: tuple[mx.array, ...], has_P: bool, structure: Structure 
         P = 0.5 * (P + mx.swapaxes(P, -1, -2))
     q, b = (mx.broadcast_to(v, (total, v.shape[-1])) for v in (q, b))
     diagonal = mx.diagonal(P) if structure.diagonal else None
-    return Program(P if has_P else None, q, Rectangular.of(A, structure.places), b, diagonal)
+    return Program(P if has_P else None, q, Rectangular.of(A, structure.sparsity), b, diagonal)
 
 
 @on_cpu
@@ -79,7 +80,8 @@ def _anchor(primals: Any, outputs: Any, structure: Structure, traced: bool) -> A
     d, e, primal, dual = outputs[9:_ORDINARY]
     if primals[0].ndim == 2 and primals[2].ndim == 2:
         d, e = d[:1], e[:1]  # all the same, and P and A stay shared
-    return Anchor(*outputs[:3], Scaling(d, e, primal, dual), structure, traced)
+    x, y, s = outputs[:3]
+    return Anchor(x, y, s, Scaling(d, e, primal, dual), structure, traced)
 
 
 def _central(outputs: Any) -> Central:
@@ -171,7 +173,7 @@ def custom(
             return _placeholder(_lanes(arguments), size, product.rows, smooth_rows)
         if has_P and not settings.fixed_iters:
             problem.check_symmetric(detached[0])
-        problem.check_places(detached[2], structure.places)
+        problem.check_places(detached[2], structure.sparsity.places)
         start = _start(detached) if warm else None
         program = _program(detached, has_P, structure)
         setup = None if cache is None else cache.get(program, product, settings)

@@ -193,4 +193,4 @@ def _scaled_matrices(
         return matrix * left[:, :, None] * right[:, None, :]
 
     P = None if program.P is None else scaled(program.P, d, d)
-    return P, Rectangular.of(scaled(program.A.matrix, e, d), program.A.places)
+    return P, Rectangular.of(scaled(program.A.matrix, e, d), program.A.sparsity)

@@ -35,12 +35,13 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import mlx.core as mx
+import numpy as np
 
 from mlxcone import low_rank, residual_map
 from mlxcone._linalg import spd_root
 from mlxcone.cones.product import Product
 from mlxcone.low_rank import LowRank
-from mlxcone.operators import padded, row_times
+from mlxcone.operators import Rectangular, padded, row_times
 from mlxcone.problem import Program
 from mlxcone.residual_map import Pair
 
@@ -84,7 +85,7 @@ Factor = Root | LowRank
 def gram(program: Program, cones: Product, atoms: list[Any], function: Any) -> mx.array:
     """A'function(D) A, (B, n, n), to the last digit of its largest entries."""
     A, k = program.A, cones.straight
-    parts = cones.rest_of_gram(atoms, function, _with_lanes(A.matrix))
+    parts = cones.rest_of_gram(atoms, function, _with_lanes(A.matrix), _rows(A))
     if k and A.places:
         w = padded(cones.weights(atoms, function), 0, program.m)
         H = low_rank.slopes(program, w)[..., None] * mx.eye(program.n, dtype=w.dtype)
@@ -99,8 +100,13 @@ def gram(program: Program, cones: Product, atoms: list[Any], function: Any) -> m
 
 def fine_gram(program: Program, cones: Product, atoms: list[Any], function: Any) -> mx.array:
     """The same, (B, n, n), to the last digit of all that a cone adds."""
-    parts = cones.rest_of_gram(atoms, function, _with_lanes(program.A.matrix), straight=False)
+    A = program.A
+    parts = cones.rest_of_gram(atoms, function, _with_lanes(A.matrix), _rows(A), straight=False)
     return functools.reduce(mx.add, parts)
+
+
+def _rows(A: Rectangular) -> np.ndarray | None:
+    return None if A.sparsity.columns is None else A.sparsity.columns.rows
 
 
 def _with_lanes(matrix: mx.array) -> mx.array:
@@ -122,7 +128,7 @@ def root(
 
 def factor(program: Program, cones: Product, atoms: list[Any]) -> Factor:
     """H's factor in the form that fits the program; zero in lanes where H has none."""
-    if cones.polyhedral and low_rank.fits(program):
+    if cones.polyhedral and program.diagonal is not None and low_rank.fits(program):
         return low_rank.factor(program, cones.weights(atoms, _penalty(EPSILON)), SIGMA).or_zero()
     return root(program, cones, atoms)[0]
 

@@ -240,7 +240,9 @@ class Loop:
                     live.now,
                 )
             live = live._replace(
-                state=check.state, memory=check.memory if accelerated else live.memory, now=check.now
+                state=check.state,
+                memory=check.memory if accelerated else live.memory,
+                now=check.now,
             )
             mx.eval(check)
             if table.enabled:

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 import mlx.core as mx
+import numpy as np
 
 # Row, column and length of a run of rows with one entry each, in as many columns one by one.
 Place = tuple[int, int, int]
@@ -32,6 +33,34 @@ def padded(v: mx.array, before: int, size: int) -> mx.array:
     return mx.pad(v, [(0, 0), (before, size - before - v.shape[1])])
 
 
+class Columns:
+    """The rows in which each column of a sparse matrix has its entries.
+
+    Args:
+        rows (np.ndarray): (n, k), -1 where a column has fewer than k.
+    """
+
+    def __init__(self, rows: np.ndarray) -> None:
+        self.rows = rows
+        self._key = rows.shape, rows.tobytes()
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Columns) and self._key == other._key
+
+    def __hash__(self) -> int:
+        return hash(self._key)
+
+
+class Sparsity(NamedTuple):
+    """What is known of a matrix: places of its diagonal blocks, rows of its columns' entries."""
+
+    places: tuple[Place, ...] = ()
+    columns: Columns | None = None
+
+
+_DENSE = Sparsity()
+
+
 class Rectangular(NamedTuple):
     """A matrix (m, n) or (B, m, n) beside a contiguous copy of its transpose.
 
@@ -41,25 +70,30 @@ class Rectangular(NamedTuple):
 
     matrix: mx.array
     transposed: mx.array
-    places: tuple[Place, ...] = ()
+    sparsity: Sparsity = _DENSE
     entries: tuple[mx.array, ...] = ()
     dense: tuple[mx.array, mx.array] | None = None
 
     @classmethod
-    def of(cls, matrix: mx.array, places: tuple[Place, ...] = ()) -> Rectangular:
+    def of(cls, matrix: mx.array, sparsity: Sparsity = _DENSE) -> Rectangular:
         """Keep both orders, so that neither product strides through memory."""
-        transposed = _turned(matrix)
+        transposed, places = _turned(matrix), sparsity.places
         if not places:
-            return cls(matrix, transposed)
+            return cls(matrix, transposed, sparsity)
         entries = tuple(
             mx.diagonal(matrix[..., i : i + k, j : j + k], axis1=-2, axis2=-1) for i, j, k in places
         )
         gaps = _gaps(places, matrix.shape[-2])
         rest = [matrix[..., low:high, :] for low, high in gaps]
         if not rest:
-            return cls(matrix, transposed, places, entries)
+            return cls(matrix, transposed, sparsity, entries)
         rows = mx.contiguous(rest[0] if len(rest) == 1 else mx.concatenate(rest, axis=-2))
-        return cls(matrix, transposed, places, entries, (rows, _turned(rows)))
+        return cls(matrix, transposed, sparsity, entries, (rows, _turned(rows)))
+
+    @property
+    def places(self) -> tuple[Place, ...]:
+        """Those of the diagonal blocks."""
+        return self.sparsity.places
 
     @property
     def others(self) -> int:
@@ -72,7 +106,7 @@ class Rectangular(NamedTuple):
         return Rectangular(
             change(self.matrix, 3),
             change(self.transposed, 3),
-            self.places,
+            self.sparsity,
             tuple(change(a, 2) for a in self.entries),
             dense,  # type: ignore[arg-type]
         )

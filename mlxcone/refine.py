@@ -25,7 +25,7 @@ _NOTICED = 0.1  # share of eps_abs that rounding may take
 def newton_step(
     program: Program, cones: Product, x: mx.array, z: mx.array, y: mx.array, atoms: Any
 ) -> tuple[mx.array, mx.array]:
-    """x and z after one full Newton step on F(x, z) = 0, with y = Pi(z) and D there."""
+    """X and z after one full Newton step on F(x, z) = 0, with y = Pi(z) and D there."""
     factor = kkt.factor(program, cones, atoms)
     system = kkt.Jacobian(program, cones, atoms, factor, sweeps=1)
     dx, dz = system.solve(*residual_map.at(program, x, z, y))
@@ -70,7 +70,7 @@ class Kept(NamedTuple):
             violation=mx.where(better, violation, self.violation),
         )
 
-    def counted(self, factorizations: mx.array | int) -> Kept:
+    def counted(self, factorizations: int | mx.array) -> Kept:
         """With so many more factors."""
         return self._replace(factorizations=self.factorizations + factorizations)
 
@@ -80,10 +80,12 @@ def _measure(
     settings: Settings,
     program: Program,
     scaling: Scaling,
-    *point: mx.array,
+    x: mx.array,
+    y: mx.array,
+    s: mx.array,
 ) -> Residuals:
-    """Residuals of a point (x, y, s), in original units."""
-    return residuals.measure(program, scaling, *point, settings.eps_abs, settings.eps_rel)
+    """Residuals of a point, in original units."""
+    return residuals.measure(program, scaling, x, y, s, settings.eps_abs, settings.eps_rel)
 
 
 def _judge(
@@ -259,7 +261,7 @@ class Refinement:
         y: mx.array,
         s: mx.array,
         violation: mx.array,
-        count: mx.array,
+        count: int | mx.array,
     ) -> None:
         """Keep what is better than the best so far, and count factorizations."""
         kept = lanes.take(self.kept, chosen).counted(count).improved(x, y, s, violation)

@@ -23,9 +23,7 @@ class Calls:
     def __init__(self, compiled: dict[Any, _Compiled] | None = None) -> None:
         self._compiled = compiled
 
-    def call(
-        self, function: Callable[..., Any], fixed: tuple[Hashable, ...], *trees: Any
-    ) -> Any:
+    def call(self, function: Callable[..., Any], fixed: tuple[Hashable, ...], *trees: Any) -> Any:
         """``function(*fixed, *trees)``.
 
         Args:

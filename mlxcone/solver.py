@@ -11,7 +11,8 @@ import numpy as np
 
 from mlxcone import problem, structure
 from mlxcone._linalg import on_cpu
-from mlxcone.cones.product import Cones, Product
+from mlxcone.cones.description import Cones
+from mlxcone.cones.product import Product
 from mlxcone.differentiable import Cache, custom
 from mlxcone.problem import reorder
 from mlxcone.settings import Settings

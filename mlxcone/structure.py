@@ -1,4 +1,4 @@
-"""What the zeros of matrices allow: rows with one entry, a diagonal P."""
+"""What the zeros of matrices allow: rows with one entry, columns with few, a diagonal P."""
 
 from __future__ import annotations
 
@@ -7,15 +7,16 @@ from typing import NamedTuple
 import mlx.core as mx
 import numpy as np
 
-from mlxcone.operators import Place
+from mlxcone.operators import Columns, Place, Sparsity
 
 _LEAST = 8  # rows that a block of rows with one entry must have to be worth it
+_FEW = 8  # a column has few entries if they are in so small a part of its rows
 
 
 class Structure(NamedTuple):
-    """Places of the diagonal blocks of A, in the order of its rows, and whether P is diagonal."""
+    """Zeros of A, rows in internal order, and whether P is diagonal."""
 
-    places: tuple[Place, ...] = ()
+    sparsity: Sparsity = Sparsity()
     diagonal: bool = False
 
 
@@ -28,20 +29,36 @@ def find(P: mx.array | None, A: mx.array, pattern: np.ndarray | None = None) -> 
     """
     if A.size == 0 or (A.ndim == 3 and pattern is None):
         return Structure()
-    places: tuple[Place, ...] = ()
+    sparsity = Sparsity()
     try:
-        places = _runs(np.array(A) != 0 if pattern is None else pattern)
+        values = np.array(A) != 0 if A.ndim == 2 else None
+        full = values if pattern is None else pattern
+        assert full is not None
+        sparsity = Sparsity(_runs(full), None if values is None else _columns(values))
         shared = A.ndim == 2 and P is not None and P.ndim == 2
         diagonal = shared and _is_diagonal(np.array(P))
     except (RuntimeError, ValueError) as error:
         if "transform" not in str(error):
             raise
-        return Structure(places)
-    return Structure(places, diagonal)
+        return Structure(sparsity)
+    return Structure(sparsity, diagonal)
 
 
 def _is_diagonal(P: np.ndarray) -> bool:
     return bool(np.count_nonzero(P) == np.count_nonzero(np.diagonal(P)))
+
+
+def _columns(full: np.ndarray) -> Columns | None:
+    """The entries of each column, if there are few."""
+    counts = full.sum(axis=0)
+    most = int(counts.max())
+    if most * _FEW > full.shape[0]:
+        return None
+    first = np.cumsum(counts) - counts
+    column, row = np.nonzero(full.T)
+    rows = np.full((full.shape[1], most), -1, dtype=np.int32)
+    rows[column, np.arange(column.size) - first[column]] = row
+    return Columns(rows)
 
 
 def _runs(full: np.ndarray) -> tuple[Place, ...]:

@@ -38,6 +38,7 @@ LEVELS: dict[str, tuple[int, int]] = {
     "mlxcone.cones.exponential": (1, 2),
     "mlxcone.cones.power": (1, 2),
     "mlxcone.cones.power_nd": (1, 2),
+    "mlxcone.cones.description": (1, 0),
     "mlxcone.cones.product": (1, 3),
     "mlxcone.cones": (1, 4),
     "mlxcone.operators": (1, 5),

@@ -475,8 +475,9 @@ def clock(looks: float) -> Iterator[list[int]]:
         yield count
 
 
-# Looks that only note when a solve begins: for its own limit, the table's and the smoothing's.
-BEGINNING = 3
+# Looks that only note when a solve begins: for its own limit, the table's, the smoothing's, and for
+# when to compile.
+BEGINNING = 4
 
 
 def hard_batch() -> tuple[list[Any], tuple[Any, ...]]:

@@ -14,7 +14,8 @@ import pytest
 
 from mlxcone import admm, loop, residuals, splitting_factor
 from mlxcone.anderson import Memory
-from mlxcone.cones.product import Cones, Product
+from mlxcone.cones.description import Cones
+from mlxcone.cones.product import Product
 from mlxcone.equilibrate import Scaling
 from mlxcone.operators import Rectangular
 from mlxcone.problem import Program

@@ -22,7 +22,8 @@ from mlxcone import (
     residuals,
     splitting_factor,
 )
-from mlxcone.cones.product import Cones, Product
+from mlxcone.cones.description import Cones
+from mlxcone.cones.product import Product
 from mlxcone.operators import Rectangular
 from mlxcone.problem import Program
 from mlxcone.refine import Refinement
@@ -119,9 +120,9 @@ def test_jacobian_solves_like_a_dense_matrix(transposed: bool, quadratic: bool) 
     program = program_of(instances, quadratic=quadratic)
     z = wide(np.stack([i.y - i.s for i in instances]))
     atoms = PRODUCT.derivative(z)
-    inverse, ok = kkt.reduced_inverse(program, PRODUCT, atoms)
+    factor, ok = kkt.root(program, PRODUCT, atoms)
     assert all(ok.tolist())
-    system = kkt.Jacobian(program, PRODUCT, atoms, inverse, sweeps=4)
+    system = kkt.Jacobian(program, PRODUCT, atoms, factor, sweeps=4)
     rng = np.random.default_rng(0)
     r, t = rng.standard_normal((4, N)), rng.standard_normal((4, M))
     solve = system.solve_transpose if transposed else system.solve
@@ -141,8 +142,8 @@ def test_jacobian_with_a_shared_matrix() -> None:
     for shared in (True, False):
         program = program_of(instances, shared=shared)
         atoms = PRODUCT.derivative(wide(z))
-        inverse, _ = kkt.reduced_inverse(program, PRODUCT, atoms)
-        system = kkt.Jacobian(program, PRODUCT, atoms, inverse)
+        factor, _ = kkt.root(program, PRODUCT, atoms)
+        system = kkt.Jacobian(program, PRODUCT, atoms, factor)
         answers.append(np.concatenate([np.array(v) for v in system.solve(wide(r), wide(t))], 1))
     assert relative(answers[0], answers[1]) <= 1e-12
 
@@ -184,9 +185,9 @@ def test_a_singular_jacobian_gets_a_bounded_answer() -> None:
     assert np.linalg.cond(J) > 1e12
     expected = np.linalg.pinv(J) @ (J @ np.random.default_rng(0).standard_normal(N + M))
     rhs = J @ expected
-    inverse, ok = kkt.reduced_inverse(program, PRODUCT, atoms)
+    factor, ok = kkt.root(program, PRODUCT, atoms)
     assert ok.tolist() == [True]
-    system = kkt.Jacobian(program, PRODUCT, atoms, inverse)
+    system = kkt.Jacobian(program, PRODUCT, atoms, factor)
     found = np.concatenate(
         [np.array(v)[0] for v in system.solve(wide(rhs[None, :N]), wide(rhs[None, N:]))]
     )
@@ -201,9 +202,9 @@ def test_a_matrix_that_is_not_positive_definite_is_reported() -> None:
     P[1] = -10.0 * np.eye(N)
     P[2, 0, 0] = np.nan
     atoms = PRODUCT.derivative(wide(np.full((3, M), -1.0)))
-    inverse, ok = kkt.reduced_inverse(program._replace(P=wide(P)), PRODUCT, atoms)
+    factor, ok = kkt.root(program._replace(P=wide(P)), PRODUCT, atoms)
     assert ok.tolist() == [True, False, False]
-    assert np.isfinite(np.array(inverse)).all()
+    assert np.isfinite(np.array(factor.root)).all()
 
 
 # --- Newton ---------------------------------------------------------------------------------------
@@ -219,7 +220,9 @@ def test_newton_lands_from_nearby() -> None:
         + wide(1e-4 * rng.standard_normal((5, size)))
         for k, size in (("x", N), ("y", M), ("s", M))
     ]
-    work = Refinement(scaled, scaling, PRODUCT, Settings(), *scaling.scale(*start), 0.0, FOREVER, EAGER)
+    work = Refinement(
+        scaled, scaling, PRODUCT, Settings(), *scaling.scale(*start), 0.0, FOREVER, EAGER
+    )
     assert work.solved() == []
     work.newton([0, 1, 2, 3], 5)
     assert work.solved() == [0, 1, 2, 3]

@@ -12,7 +12,8 @@ from test_portability import assert_portable, trace
 
 import mlxcone
 from mlxcone.cones import positive_part, semidefinite, sign_iteration
-from mlxcone.cones.product import Cones, Product
+from mlxcone.cones.description import Cones
+from mlxcone.cones.product import Product
 from mlxcone.cones.second_order import SecondOrder
 from mlxcone.cones.semidefinite import Semidefinite, Semidefinite2
 from mlxcone.testing import project_cone

@@ -259,7 +259,7 @@ def smooth(
     P = None if P is None or not np.any(P) else wide(P)
     program = Program(P, wide(q), Rectangular.of(wide(A)), wide(b))
     done = ladder.run(program, product, Settings(**overrides), mx.Device(mx.cpu))
-    anchor = Anchor(done.x, done.y, done.s, done.scaling, done.inverse)
+    anchor = Anchor(done.x, done.y, done.s, done.scaling)
     codes: Any = done.status.tolist()
     which = [lane for lane, code in enumerate(codes) if code > 0]
     central = centring.centre(program, done.scaling, product, *anchor[:3], mu, which)

@@ -46,9 +46,14 @@ class Cone(Protocol):
         ...
 
 
+def root(function: Spectral, eigenvalues: mx.array) -> mx.array:
+    """Roots of a function that is nowhere negative, but for rounding."""
+    return mx.sqrt(mx.maximum(function(eigenvalues), 0.0))
+
+
 def half(cone: Cone, atoms: Any, function: Spectral, v: mx.array) -> mx.array:
     """V (B, columns, k) with V V' = v'function(D) v, for a function that is nowhere negative."""
-    return mx.swapaxes(cone.spectral(atoms, lambda e: mx.sqrt(function(e)), v), -1, -2)
+    return mx.swapaxes(cone.spectral(atoms, lambda e: root(function, e), v), -1, -2)
 
 
 class Interior(Cone, Protocol):

@@ -142,18 +142,18 @@ class _Split(NamedTuple):
         return mx.stack(parts, axis=-1).reshape(shape)
 
     def on_cone(self, shape: tuple[int, ...]) -> mx.array:
-        """p."""
-        (r, _, t), zero = self.v, mx.zeros_like(self.v[0])
-        curve = tuple(self.g.along * a for a in self.g.unit)
+        """P."""
+        (r, _, t), (x, y, z), zero = self.v, self.g.unit, mx.zeros_like(self.v[0])
+        curve = self.g.along * x, self.g.along * y, self.g.along * z
         edge = mx.minimum(r, 0.0), zero, mx.maximum(t, 0.0)
-        return self._pick(self.v, (zero,) * 3, edge, curve, shape)
+        return self._pick(self.v, (zero, zero, zero), edge, curve, shape)
 
     def on_polar(self, shape: tuple[int, ...]) -> mx.array:
-        """d."""
-        (r, s, t), zero = self.v, mx.zeros_like(self.v[0])
-        curve = tuple(self.w.along * a for a in self.w.unit)
+        """D."""
+        (r, s, t), (x, y, z), zero = self.v, self.w.unit, mx.zeros_like(self.v[0])
+        curve = self.w.along * x, self.w.along * y, self.w.along * z
         edge = mx.maximum(r, 0.0), s, mx.minimum(t, 0.0)
-        return self._pick((zero,) * 3, self.v, edge, curve, shape)
+        return self._pick((zero, zero, zero), self.v, edge, curve, shape)
 
     def atoms(self, polar: bool) -> Atoms:
         """Of the derivative of p, or of d."""
@@ -163,7 +163,7 @@ class _Split(NamedTuple):
         total = self.g.bend + self.w.bend
         total = mx.where(total > 0, total, 1.0)
         positive = (v[2] > 0).astype(one.dtype)
-        ones, zeros = (one,) * 3, (zero,) * 3
+        ones, zeros = (one, one, one), (zero, zero, zero)
         if polar:
             edge, curve = (zero, one, 1.0 - positive), (zero, self.w.bend / total, one)
             values = self._pick(zeros, ones, edge, curve, shape)
@@ -172,7 +172,9 @@ class _Split(NamedTuple):
             values = self._pick(ones, zeros, edge, curve, shape)
         flat = mx.logical_or(self.on_edge, mx.logical_or(self.in_cone, self.in_polar))
         eye = mx.broadcast_to(mx.eye(3, dtype=one.dtype), (*shape, 3))
-        frame = spectral3.frame(mx.stack(self.g.unit, axis=-1), mx.stack(self.w.unit, axis=-1))
+        frame = spectral3.frame(
+            mx.stack([*self.g.unit], axis=-1), mx.stack([*self.w.unit], axis=-1)
+        )
         return Atoms(values, mx.where(flat[..., None, None], eye, frame))
 
 
@@ -180,7 +182,8 @@ def _split(v: mx.array) -> _Split:
     """Split v, (B, count, 3) with entries in [-1, 1]."""
     tiny = _TINY[v.dtype]
     moving = v[..., 0], v[..., 1], v[..., 2]
-    still = r, s, t = tuple(mx.stop_gradient(a) for a in moving)
+    r, s, t = (mx.stop_gradient(a) for a in moving)
+    still = r, s, t
     up, right = s > 0, r > 0
     in_cone = mx.logical_and(up, s * _exp(r / mx.where(up, s, 1.0)) <= t)
     in_polar = mx.logical_and(right, r * _exp(s / mx.where(right, r, 1.0) - 1.0) <= -t)

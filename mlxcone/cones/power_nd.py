@@ -24,7 +24,7 @@ import mlx.core as mx
 
 from mlxcone._linalg import symmetric_eigen
 from mlxcone.cones import barrier, probes
-from mlxcone.cones.base import Spectral
+from mlxcone.cones.base import Spectral, root
 
 _TINY = 1e-30  # relative size that counts as zero; representable in float32
 _LAST = 80.0  # beyond this logit r is 0 or |z|: sqrt(r (|z| - r)) is 4e-18 |z|
@@ -295,6 +295,13 @@ class PowerND:
         inner = function(atoms.eigenvalues)[..., None] * inner + moved @ inner
         out = atoms.vectors @ inner
         return out.reshape(out.shape[0], self.rows, v.shape[-1])
+
+    def half(self, atoms: Atoms, function: Spectral, v: mx.array) -> mx.array:
+        """`base.half`, as constants: roots have no slope at zero."""
+        columns = v.reshape(v.shape[0], len(self.alphas), self._width, v.shape[-1])
+        turned = mx.swapaxes(atoms.vectors, -1, -2) @ columns
+        out = root(function, atoms.eigenvalues)[..., None] * turned
+        return mx.swapaxes(out.reshape(out.shape[0], self.rows, v.shape[-1]), -1, -2)
 
     def signature(self, atoms: Atoms) -> mx.array:
         return probes.images(self, atoms, atoms.vectors.dtype)

@@ -81,14 +81,14 @@ class SecondOrder:
         return out.reshape(out.shape[0], self.rows, v.shape[-1])
 
     def weights(self, atoms: Atoms, function: Spectral) -> mx.array:
-        """w (B, rows): function(D) is diag(w) but for `corrections`."""
+        """W (B, rows): function(D) is diag(w) but for `corrections`."""
         rest = function(atoms.eigenvalues[..., 2:])
         return mx.broadcast_to(rest, (*rest.shape[:2], self.dim)).reshape(rest.shape[0], self.rows)
 
     def corrections(
         self, atoms: Atoms, function: Spectral, v: mx.array
     ) -> tuple[mx.array, mx.array]:
-        """c (B, k) and V (B, k, columns): v'function(D) v = v'diag(w) v + V'diag(c) V."""
+        """C (B, k) and V (B, k, columns): v'function(D) v = v'diag(w) v + V'diag(c) V."""
         values = function(atoms.eigenvalues)
         c = 0.5 * (values[..., :2] - values[..., 2:])
         blocks = v.reshape(v.shape[0], self.count, self.dim, v.shape[-1])

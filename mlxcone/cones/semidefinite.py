@@ -8,14 +8,16 @@ from functools import cached_property
 from typing import NamedTuple
 
 import mlx.core as mx
+import numpy as np
 
 from mlxcone._linalg import symmetric_eigen
 from mlxcone.cones import positive_part, probes, second_order, sign_iteration
-from mlxcone.cones.base import Spectral
+from mlxcone.cones.base import Spectral, root
 from mlxcone.cones.positive_part import Eigen
 from mlxcone.cones.second_order import SecondOrder
 
 _ROOT = math.sqrt(2.0)
+_SPARSE = 4  # entries of a column, times this, that are worth a sum over them, beside the order
 _LEAST = 1e-150  # eigenvalues below have been lost to rounding
 
 
@@ -127,15 +129,77 @@ class Semidefinite:
         out = mx.swapaxes(self._triangles(image), -1, -2)
         return out.reshape(out.shape[0], self.rows, v.shape[-1])
 
-    def half(self, atoms: Atoms | Scaling, function: Spectral, v: mx.array) -> mx.array:
-        """`base.half` with half of the products."""
-        columns = v.reshape(v.shape[0], self.count, self._size, v.shape[-1])
-        inner = self._matrices(mx.swapaxes(columns, -1, -2))
+    def half(
+        self,
+        atoms: Atoms | Scaling,
+        function: Spectral,
+        v: mx.array,
+        rows_of: np.ndarray | None = None,
+    ) -> mx.array:
+        """`base.half` with half of the products, or fewer where columns have few entries.
+
+        ``rows_of`` (columns, most) are the rows of the entries of v, or below 0 or beyond.
+        """
         vectors = atoms.vectors if isinstance(atoms, Scaling) else atoms.eigen.vectors
-        Q, values = vectors[:, :, None], atoms.eigenvalues[:, :, None]
-        turned = mx.sqrt(function(values)) * (mx.swapaxes(Q, -1, -2) @ inner @ Q)
-        flat = turned.reshape(*turned.shape[:3], -1)
+        entries = None if rows_of is None else self._entries(rows_of)
+        if entries is None:
+            columns = v.reshape(v.shape[0], self.count, self._size, v.shape[-1])
+            inner, Q = self._matrices(mx.swapaxes(columns, -1, -2)), vectors[:, :, None]
+            turned = mx.swapaxes(Q, -1, -2) @ inner @ Q
+        else:
+            turned = self._turned(vectors, v, entries)
+        flat = root(function, atoms.eigenvalues)[:, :, None] * turned
+        flat = flat.reshape(*flat.shape[:3], -1)
         return mx.swapaxes(flat, 1, 2).reshape(flat.shape[0], v.shape[-1], -1)
+
+    def _entries(self, rows_of: np.ndarray) -> tuple[np.ndarray, ...] | None:
+        """Row, two indices into all the rows of the matrices, and share, (count, columns, most).
+
+        None where there are too many of them in one matrix.
+        """
+        k, columns = self.order, rows_of.shape[0]
+        column, at = np.nonzero((rows_of >= 0) & (rows_of < self.rows))
+        row = rows_of[column, at]
+        block = row // self._size
+        order = np.lexsort((row, column, block))
+        column, row, block = column[order], row[order], block[order]
+        group = block * columns + column
+        counts = np.bincount(group, minlength=self.count * columns)
+        most = max(int(counts.max()), 1)
+        if most * _SPARSE > k:
+            return None
+        place = np.arange(group.size) - (np.cumsum(counts) - counts)[group]
+        entry = np.array(self._places[1])[row % self._size]
+        i, j = entry // k, entry % k
+        share = np.where(i == j, 0.5, math.sqrt(0.5))
+        out = []
+        for values, dtype in (
+            (row, np.int32),
+            (block * k + i, np.int32),
+            (block * k + j, np.int32),
+        ):
+            table = np.zeros((self.count, columns, most), dtype=dtype)
+            table[block, column, place] = values
+            out.append(table)
+        shares = np.zeros((self.count, columns, most))
+        shares[block, column, place] = share
+        return *out, shares
+
+    def _turned(self, vectors: mx.array, v: mx.array, entries: tuple[np.ndarray, ...]) -> mx.array:
+        """Q'V Q for the columns V of ``v``, (B, count, columns, k, k), from their entries."""
+        row, i, j, shares = entries
+        at = mx.array((row * v.shape[-1] + np.arange(v.shape[-1])[:, None]).reshape(-1))
+        values = mx.take(v.reshape(v.shape[0], -1), at, axis=1).reshape(-1, *row.shape)
+        both = bool((i == j).all())  # on the diagonal, the halves are the same
+        values = values * mx.array(2.0 * shares if both else shares, dtype=v.dtype)
+        Q = vectors.reshape(vectors.shape[0], -1, self.order)
+        left, right = (
+            mx.take(Q, mx.array(index.reshape(-1)), axis=1).reshape(-1, *row.shape, self.order)
+            for index in (i, j)
+        )
+        left = mx.swapaxes(values[..., None] * left, -1, -2)
+        half = left * right if row.shape[-1] == 1 else left @ right
+        return half if both else half + mx.swapaxes(half, -1, -2)
 
     def signature(self, atoms: Atoms) -> mx.array:
         return probes.images(self, atoms, atoms.eigenvalues.dtype)

@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 import mlx.core as mx
 
-from mlxcone.cones.base import Spectral
+from mlxcone.cones.base import Spectral, root
 
 
 class Atoms(NamedTuple):
@@ -65,7 +65,7 @@ def half(atoms: Atoms, function: Spectral, v: mx.array) -> mx.array:
     """`base.half` with a product less."""
     blocks = v.reshape(v.shape[0], -1, 3, v.shape[-1])
     turned = mx.swapaxes(atoms.vectors, -1, -2) @ blocks
-    out = mx.sqrt(function(atoms.eigenvalues))[..., None] * turned
+    out = root(function, atoms.eigenvalues)[..., None] * turned
     return mx.swapaxes(out.reshape(out.shape[0], -1, v.shape[-1]), -1, -2)
 
 
