@@ -94,7 +94,7 @@ class _Compiled:
             mx.eval(out)
             self._works.add(shapes)
         except RuntimeError:
-            # There may be no C++ compiler.
+            # There may be no C++ compiler, which some versions of MLX cannot do without.
             self._graph = self._eager
             out = self._eager(leaves)
         return self._rebuilt(out)
