@@ -10,6 +10,7 @@ All factors are powers of two, so scaling and unscaling are exact.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import mlx.core as mx
@@ -17,6 +18,7 @@ import mlx.core as mx
 from mlxcone.cones.product import Product
 from mlxcone.operators import Rectangular
 from mlxcone.problem import Program, take_lanes
+from mlxcone.sparse import SparseProgram
 
 _PASSES = 10
 _EVEN = 8.0  # norms of rows and columns that differ by no more are left alone
@@ -67,18 +69,13 @@ def _largest(matrix: mx.array, axis: int) -> mx.array:
     return mx.max(matrix, axis=axis) if matrix.size else mx.zeros((*matrix.shape[:-2], 1))
 
 
-def _norms(
-    P: mx.array | None, A: mx.array, cones: Product, d: mx.array, e: mx.array
-) -> tuple[mx.array, mx.array]:
-    """Largest entry of each column of (D P D ; E A D) and of each row of E A D, uniform in K."""
-    scaled = A * e[:, :, None] * d[:, None, :]
-    column = _largest(scaled, 1)
-    if P is not None:
-        column = mx.maximum(column, _largest(P * d[:, :, None] * d[:, None, :], 1))
-    return column, cones.uniform(_largest(scaled, 2))
+# For d and e: largest entry of each column of (D P D ; E A D), and of each row of E A D, uniform
+# in K.
+_Norms = Callable[[mx.array, mx.array], tuple[mx.array, mx.array]]
 
 
-def _ruiz(program: Program, cones: Product, look: bool) -> tuple[mx.array, mx.array]:
+def _dense(program: Program, cones: Product) -> tuple[_Norms, mx.array]:
+    """The norms of a dense program, and the factor that makes its A of size 1."""
     # float32 is plenty for factors that are rounded to powers of two.
     A = mx.abs(program.A.matrix).astype(mx.float32)
     A = A if A.ndim == 3 else A[None]
@@ -86,21 +83,49 @@ def _ruiz(program: Program, cones: Product, look: bool) -> tuple[mx.array, mx.ar
     if program.P is not None:
         P = mx.abs(program.P).astype(mx.float32)
         P = P if P.ndim == 3 else P[None]
-    lanes = max(A.shape[0], 1 if P is None else P.shape[0])
-    # The bounds below hold relative to the size of A as a whole.
+
+    def norms(d: mx.array, e: mx.array) -> tuple[mx.array, mx.array]:
+        scaled = A * e[:, :, None] * d[:, None, :]
+        column = _largest(scaled, 1)
+        if P is not None:
+            column = mx.maximum(column, _largest(P * d[:, :, None] * d[:, None, :], 1))
+        return column, cones.uniform(_largest(scaled, 2))
+
     size = _normalizer(A.reshape(A.shape[0], A.shape[1] * A.shape[2]))
-    first = mx.ones((lanes, program.n), dtype=mx.float32), mx.broadcast_to(size, (lanes, program.m))
-    norms = column, row = _norms(P, A, cones, *first)
-    fine = mx.logical_and(_even(column), _even(row))
+    lanes = max(A.shape[0], 1 if P is None else P.shape[0])
+    return norms, mx.broadcast_to(size, (lanes, 1))
+
+
+def _sparse(program: SparseProgram, cones: Product) -> tuple[_Norms, mx.array]:
+    """The same of a sparse one."""
+    A = program.A.astype(mx.float32)
+    P = None if program.P is None else program.P.astype(mx.float32)
+
+    def norms(d: mx.array, e: mx.array) -> tuple[mx.array, mx.array]:
+        column = d * A.columns.largest(e[0])[None]
+        if P is not None:
+            column = mx.maximum(column, d * P.rows.largest(d[0])[None])
+        return column, cones.uniform(e * A.rows.largest(d[0])[None])
+
+    return norms, _normalizer(A.rows.largest(mx.ones((program.n,)))[None])
+
+
+def _ruiz(norms: _Norms, size: mx.array, n: int, m: int, look: bool) -> tuple[mx.array, mx.array]:
+    """D and E, (1 or B, .), for a program whose A is made of size 1 by ``size`` (1 or B, 1)."""
+    lanes = size.shape[0]
+    # The bounds below hold relative to the size of A as a whole.
+    first = mx.ones((lanes, n), dtype=mx.float32), mx.broadcast_to(size, (lanes, m))
+    found = norms(*first)
+    fine = mx.logical_and(_even(found[0]), _even(found[1]))
     if look and bool(mx.all(fine).item()):
         return first
     d, e = first
     for left in reversed(range(_PASSES)):
-        column, row = norms
+        column, row = found
         d = mx.clip(d * _inverse_root(column), _LEAST, _MOST)
         e = mx.clip(e * _inverse_root(row), _LEAST * size, _MOST * size)
-        norms = _norms(P, A, cones, d, e) if left else norms
-    e = _power_of_two(mx.where(norms[1] > 0, e, 1.0))
+        found = norms(d, e) if left else found
+    e = _power_of_two(mx.where(found[1] > 0, e, 1.0))
     return mx.where(fine, first[0], _power_of_two(d)), mx.where(fine, first[1], e)
 
 
@@ -144,7 +169,8 @@ def setup(program: Program, cones: Product, normalize: bool, look: bool = True) 
     """
     dtype = program.q.dtype
     if normalize:
-        d, e = (a.astype(dtype) for a in _ruiz(program, cones, look))
+        size = program.n, program.m
+        d, e = (a.astype(dtype) for a in _ruiz(*_dense(program, cones), *size, look))
     else:
         d, e = (mx.ones((1, size), dtype=dtype) for size in (program.n, program.m))
     P, A = _scaled_matrices(program, d, e)
@@ -162,16 +188,37 @@ def with_diagonal(program: Program) -> Program:
     return program._replace(diagonal=diagonal if usable else None)
 
 
+def sparse(program: SparseProgram, cones: Product, enabled: bool) -> tuple[Scaling, SparseProgram]:
+    """The factors of a sparse float64 program, and that program equilibrated."""
+    d, e = (mx.ones((1, size), dtype=program.q.dtype) for size in (program.n, program.m))
+    if enabled:
+        size = program.n, program.m
+        d, e = (a.astype(d.dtype) for a in _ruiz(*_sparse(program, cones), *size, True))
+    A = program.A.scaled(e[0], d[0])
+    P = None if program.P is None else program.P.scaled(d[0], d[0])
+    scaling = _of_vectors(d, e, P is None, program.q, program.b, enabled)
+    q, b = program.q * d * scaling.dual, program.b * e * scaling.primal
+    return scaling, SparseProgram(P, q, A, b)
+
+
 def normalize(setup: Setup, program: Program, enabled: bool) -> tuple[Scaling, Program]:
     """Add the factors that depend on q and b; returns them and the equilibrated program."""
     d, e = setup.d, setup.e
-    primal = dual = mx.ones((program.lanes, 1), dtype=program.q.dtype)
-    if enabled and program.P is None:
-        primal, dual = _normalizer(program.b * e), _normalizer(program.q * d)
+    scaling = _of_vectors(d, e, program.P is None, program.q, program.b, enabled)
+    return scaling, setup.program(program.q * d * scaling.dual, program.b * e * scaling.primal)
+
+
+def _of_vectors(
+    d: mx.array, e: mx.array, linear: bool, q: mx.array, b: mx.array, enabled: bool
+) -> Scaling:
+    """D and e with the factors that depend on q and b."""
+    primal = dual = mx.ones((q.shape[0], 1), dtype=q.dtype)
+    if enabled and linear:
+        primal, dual = _normalizer(b * e), _normalizer(q * d)
     elif enabled:
         # One factor for both keeps P^ = D P D: a shared P stays shared.
-        primal = dual = _normalizer(program.b * e, program.q * d)
-    return Scaling(d, e, primal, dual), setup.program(program.q * d * dual, program.b * e * primal)
+        primal = dual = _normalizer(b * e, q * d)
+    return Scaling(d, e, primal, dual)
 
 
 def apply(scaling: Scaling, program: Program) -> Program:

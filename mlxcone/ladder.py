@@ -384,7 +384,7 @@ def run(
         part = program.take(chosen)
         start = None if warm is None else (warm[0][chosen], warm[1][chosen], warm[2][chosen])
         found = _climb(part, None, cones, settings, device, start, precision, repeated)
-        if splitting_factor.shares_matrices(program):
+        if program.shared:
             d, e = (mx.broadcast_to(a[:1], (total, a.shape[1])) for a in found.scaling[:2])
             outcome = outcome._replace(scaling=outcome.scaling._replace(d=d, e=e))
         outcome = lanes.put_tree(outcome, chosen, found)

@@ -17,6 +17,7 @@ from mlxcone.repeated import Calls
 from mlxcone.report import Table
 from mlxcone.residuals import Residuals, dot, norm
 from mlxcone.settings import Settings
+from mlxcone.sparse import SparseProgram
 from mlxcone.splitting_factor import Explicit, Factor, Pencil
 
 _SCALE_BAND = 5.0  # rebalance when the scale is off by more (OSQP, section 5.2)
@@ -44,7 +45,7 @@ class Splitting(NamedTuple):
     drifts: mx.array
 
 
-def cold(program: Program, cones: Product, settings: Settings) -> Splitting:
+def cold(program: Program | SparseProgram, cones: Product, settings: Settings) -> Splitting:
     """Every lane at zero."""
     total, dtype = program.lanes, program.q.dtype
     x = mx.zeros((total, program.n), dtype=dtype)
@@ -55,7 +56,12 @@ def cold(program: Program, cones: Product, settings: Settings) -> Splitting:
 
 
 def warm(
-    program: Program, cones: Product, settings: Settings, x: mx.array, y: mx.array, s: mx.array
+    program: Program | SparseProgram,
+    cones: Product,
+    settings: Settings,
+    x: mx.array,
+    y: mx.array,
+    s: mx.array,
 ) -> Splitting:
     """Every lane at an equilibrated (x, y, s)."""
     work = cold(program, cones, settings)
@@ -136,6 +142,7 @@ def _chunk(
     cones: Product,
     settings: Settings,
     handover: float,
+    interval: int,
     steps: int,
     program: Program,
     scaling: Scaling,
@@ -146,7 +153,6 @@ def _chunk(
 ) -> _Check:
     """Some iterations, and what came of them; a lane that is no longer finite stays put."""
     state, left = start, steps
-    interval = max(settings.acceleration_interval // (_SOONER if cones.costly else 1), 1)
     while left > 0:
         some = min(left, interval)
         accelerate = memory if some > 1 else None
@@ -204,6 +210,7 @@ class Loop:
         self.cones, self.settings, self.dtype = cones, settings, dtype
         self.device = device if dtype == mx.float32 else mx.Device(mx.DeviceType.cpu)
         self.handover = handover
+        self.costly = cones.costly
         self.unit = admm.unit_weights(cones)
         self.fuses = dtype == mx.float32 and Fused.fits(program, cones)
         self._pencil: Pencil | None = None
@@ -226,12 +233,13 @@ class Loop:
             steps = min(self.settings.check_interval, budget - done)
             done += steps
             # Lanes that are easy are there before a memory helps.
-            accelerated = self.dtype == mx.float64 or done > _PLAIN or self.cones.costly
+            accelerated = self.dtype == mx.float64 or done > _PLAIN or self.costly
             memory = live.memory if accelerated else None
+            interval = self.settings.acceleration_interval // (_SOONER if self.costly else 1)
             with mx.stream(self.device):
                 check: _Check = self.calls.call(
                     _chunk,
-                    (self.cones, self.settings, self.handover, steps),
+                    (self.cones, self.settings, self.handover, max(interval, 1), steps),
                     live.program,
                     live.scaling,
                     live.op,
@@ -284,7 +292,7 @@ class Loop:
     def _factor(self, scale: mx.array) -> Factor:
         """In float64, whatever the loop's dtype."""
         rho_x = self.settings.rho_x
-        shared = splitting_factor.shares_matrices(self.program)
+        shared = self.program.shared
         same = shared and bool(mx.all(scale == scale[0]).item())
         if same or not shared or low_rank.fits(self.program):
             some = scale[:1] if same else scale
@@ -341,7 +349,7 @@ class Loop:
         mask = lanes.put(mx.zeros((live.scale.shape[0], 1), dtype=mx.bool_), here, mx.array(True))
         scale = mx.where(mask, wanted, live.scale)
         factor = live.op.factor
-        shared = splitting_factor.shares_matrices(self.program)
+        shared = self.program.shared
         if shared or not isinstance(factor, Explicit):
             factor = self._factor(scale)
         else:

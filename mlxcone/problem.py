@@ -42,6 +42,11 @@ class Program(NamedTuple):
     def m(self) -> int:
         return self.b.shape[1]
 
+    @property
+    def shared(self) -> bool:
+        """Whether P and A serve every lane."""
+        return self.A.matrix.ndim == 2 and (self.P is None or self.P.ndim == 2)
+
     def P_times(self, x: mx.array) -> mx.array:
         """P x, (B, n); P is symmetric."""
         if self.diagonal is not None:

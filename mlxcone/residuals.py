@@ -8,6 +8,7 @@ import mlx.core as mx
 
 from mlxcone.equilibrate import Scaling
 from mlxcone.problem import Program
+from mlxcone.sparse import SparseProgram
 
 _ROUNDING = 1e-16  # of float64, relative to the terms of a sum
 
@@ -47,7 +48,7 @@ def dot(u: mx.array, v: mx.array) -> mx.array:
 
 
 def measure(
-    program: Program,
+    program: Program | SparseProgram,
     scaling: Scaling,
     x: mx.array,
     y: mx.array,

@@ -9,7 +9,7 @@ from typing import Any
 import mlx.core as mx
 import numpy as np
 
-from mlxcone import problem, structure
+from mlxcone import large, problem, structure
 from mlxcone._linalg import on_cpu
 from mlxcone.cones.description import Cones
 from mlxcone.cones.product import Product
@@ -51,7 +51,9 @@ def solve(
         q: ``(n,)`` or ``(B, n)``.
         A: ``(m, n)`` or ``(B, m, n)``.
         b: ``(m,)`` or ``(B, m)``. Each may be an mx.array, NumPy or SciPy sparse; what has no
-            batch axis is shared by all problems.
+            batch axis is shared by all problems. Where P and A are SciPy sparse and A has more than
+            2^24 places, only their entries are kept: such a solve is for tolerances of 1e-3 to 1e-5
+            (``eps=1e-4``) and has no derivatives.
         cones: `Cones` or an SCS dict; rows of A in that order.
         warm_start: a previous `Solution` or (x, y, s) of this shape; carries no gradient.
         pattern: None, or a boolean array ``(m, n)`` that is True where A may be other than zero; A
@@ -71,6 +73,8 @@ def solve(
     """
     cones = Cones.of(cones)
     settings = Settings.of(settings, overrides)
+    if large.applies(P, A):
+        return large.solve(P, q, A, b, cones, settings, warm_start)
     return _solve(P, q, A, b, cones, warm_start, settings, _shared_custom, pattern)
 
 
@@ -103,6 +107,10 @@ class Solver:
         self._set(P, A)
 
     def _set(self, P: Any, A: Any) -> None:
+        if large.applies(P, A):
+            raise NotImplementedError(
+                "Solver: A is sparse and too large to factor; mlxcone.solve takes it"
+            )
         P, A = None if P is None else problem.as_array("P", P), problem.as_array("A", A)
         # A factor made for one P and A must not meet another, even if this is interrupted or a
         # thread comes between: they change in one assignment, and functions go with their cache.

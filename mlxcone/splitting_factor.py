@@ -14,6 +14,7 @@ import mlx.core as mx
 
 from mlxcone import kkt, lanes, low_rank
 from mlxcone._linalg import spd_inverse, spd_pencil
+from mlxcone.conjugate import Conjugate
 from mlxcone.low_rank import LowRank
 from mlxcone.operators import row_times
 from mlxcone.problem import Program, take_lanes
@@ -57,12 +58,7 @@ class Spectral(NamedTuple):
         return Spectral(*(a.astype(dtype) for a in self))
 
 
-Factor = Explicit | Spectral | LowRank
-
-
-def shares_matrices(program: Program) -> bool:
-    """Whether P and A serve every lane."""
-    return program.A.matrix.ndim == 2 and (program.P is None or program.P.ndim == 2)
+Factor = Explicit | Spectral | LowRank | Conjugate
 
 
 def factor(program: Program, scale: mx.array, unit: mx.array, rho_x: float) -> Factor:

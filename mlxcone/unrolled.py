@@ -66,7 +66,9 @@ def run(
     weights = admm.row_weights(first, cones)
     start = State(mx.zeros_like(scaled.q), mx.zeros_like(scaled.b))
     if warm is not None:
-        start = admm.join(weights, *scaling.scale(*(mx.nan_to_num(v) for v in warm)))
+        start = admm.join(
+            weights, *scaling.scale(*(mx.where(mx.isfinite(v), v, 0.0) for v in warm))
+        )
     state = _splitting(scaled, setup, cones, settings, device, start)
     x, y, s = admm.split(cones, weights, state)
     z = y - s

@@ -103,6 +103,21 @@ def test_a_lane_of_nan_and_a_lane_without_solution_stay_alone() -> None:
     assert np.isnan(np.array(filled)).all(axis=1).tolist() == [False, True, True, False]
 
 
+def test_a_warm_start_is_used() -> None:
+    """From the answer, one iteration and no Newton step lead to it; NaN counts as zero."""
+    data = arrays(batch())
+    start = mlxcone.solve(*data, CONES)
+    options = {"fixed_iters": 1, "newton_iters": 0, "eps": 1e-5}
+    found = mlxcone.solve(*data, CONES, warm_start=start, **options)
+    assert found.info.status.tolist() == [Status.SOLVED] * 4
+    close(found.x, start.x)
+    nothing = tuple(v * mx.nan for v in start[:3])
+    cold = mlxcone.solve(*data, CONES, warm_start=nothing, **options)
+    np.testing.assert_array_equal(
+        np.array(cold.x), np.array(mlxcone.solve(*data, CONES, **options).x)
+    )
+
+
 def test_too_few_iterations_are_reported() -> None:
     solution = mlxcone.solve(*arrays(batch()), CONES, fixed_iters=1, newton_iters=0)
     assert all(code == Status.INDETERMINATE for code in solution.info.status.tolist())
