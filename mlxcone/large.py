@@ -17,7 +17,7 @@ from mlxcone import admm, equilibrate, lanes, loop, problem, residuals
 from mlxcone._linalg import on_cpu
 from mlxcone.cones.description import Cones
 from mlxcone.cones.product import Product
-from mlxcone.conjugate import Conjugate
+from mlxcone.conjugate import Blocks, Conjugate
 from mlxcone.equilibrate import Scaling
 from mlxcone.loop import Loop, Point, Splitting
 from mlxcone.refine import met
@@ -110,7 +110,7 @@ def solve(
         rows = problem.reorder(wide[1], product.order, -1)
         program = SparseProgram(None if P is None else Sparse.of(P), wide[0], Sparse.of(A), rows)
         start = None if warm is None else _start(warm, product, lanes_)
-        found = run(program, product, settings, device, start)
+        found = run(program, Blocks.of(P, A), product, settings, device, start)
         values = found.residuals
         y, s = (problem.reorder(v, product.inverse, -1) for v in (found.y, found.s))
         info = values.primal, values.dual, values.gap, values.objective
@@ -157,20 +157,21 @@ class Answer(NamedTuple):
 class _Iteration(Loop):
     """The splitting loop with conjugate gradients in place of a factor."""
 
-    def __init__(self, *args: Any) -> None:
+    def __init__(self, blocks: Blocks, *args: Any) -> None:
         super().__init__(*args)
+        self.blocks = blocks
         self.costly, self.fuses = True, False
 
     def _factor(self, scale: mx.array) -> Conjugate:
         same = bool(mx.all(scale == scale[0]).item())
         weights = (scale[:1] if same else scale) * self.unit
-        program: Any = self.program  # a sparse one, which a loop takes for any other
-        return Conjugate.of(program, weights, self.settings.rho_x, _RTOL, _MOST)
+        return Conjugate.of(self.blocks, weights, self.settings.rho_x, _RTOL, _MOST)
 
 
 @on_cpu
 def run(
     program: SparseProgram,
+    blocks: Blocks,
     cones: Product,
     settings: Settings,
     device: mx.Device,
@@ -180,6 +181,7 @@ def run(
 
     Args:
         program (SparseProgram): float64, original units, rows in internal order, finite.
+        blocks (Blocks): of its matrices.
         cones (Product): its cones.
         settings (Settings): how; what concerns refinement does not matter.
         device (mx.Device): where the float32 iterations run.
@@ -197,7 +199,8 @@ def run(
     else:
         start = [mx.where(mx.isfinite(v), v, 0.0) for v in scaling.scale(*warm)]
         work = loop.warm(scaled, cones, settings, *start)
-    found = _Search(scaled, scaling, cones, settings, finite)
+    blocks = blocks.scaled(scaling.d[0], scaling.e[0])
+    found = _Search(scaled, blocks, scaling, cones, settings, finite)
     tolerance = max(settings.eps_abs, settings.eps_rel)
     for dtype, handover in (
         (mx.float32, _SINGLE if tolerance < _SINGLE else 0.0),
@@ -213,12 +216,14 @@ class _Search:
     def __init__(
         self,
         program: SparseProgram,
+        blocks: Blocks,
         scaling: Scaling,
         cones: Product,
         settings: Settings,
         finite: mx.array,
     ) -> None:
-        self.program, self.scaling, self.cones = program, scaling, cones
+        self.program, self.blocks = program, blocks
+        self.scaling, self.cones = scaling, cones
         self.settings = settings
         good: Any = finite.tolist()
         self.status: list[Status | None] = [None if g else Status.FAILED for g in good]
@@ -248,7 +253,7 @@ class _Search:
             local = self.program if chosen is None else self.program.take(chosen)
             scaling = self.scaling if chosen is None else self.scaling.take(chosen)
             how = self.cones, self.settings, dtype, device, handover, EAGER
-            one = _Iteration(local, scaling, *how)
+            one = _Iteration(self.blocks, local, scaling, *how)
             part = one.run(lanes.take(work, chosen), None, budget, table, deadline)
             work = Splitting(*(lanes.put(a, chosen, v) for a, v in zip(work, part, strict=True)))
             self._judge(work, which)

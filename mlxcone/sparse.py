@@ -116,6 +116,10 @@ class Sparse(NamedTuple):
         """Diagonal of A'diag(weights) A, (B, n), for weights (B, m)."""
         return self.columns.map(mx.square).times(weights)
 
+    def square_rows(self, weights: mx.array) -> mx.array:
+        """Diagonal of A diag(weights) A', (B, m), for weights (B, n)."""
+        return self.rows.map(mx.square).times(weights)
+
     def scaled(self, left: mx.array, right: mx.array) -> Sparse:
         """diag(left) A diag(right)."""
         return Sparse(self.rows.scaled(left, right), self.columns.scaled(right, left))

@@ -12,8 +12,8 @@ import scipy.sparse as sp
 import mlxcone
 from mlxcone import large
 from mlxcone._linalg import on_cpu
-from mlxcone.conjugate import Conjugate
-from mlxcone.sparse import Sparse, SparseProgram
+from mlxcone.conjugate import Blocks, Conjugate
+from mlxcone.sparse import Sparse
 from mlxcone.testing import manufacture, verify_solution
 
 EPS = 1e-5
@@ -58,20 +58,50 @@ def test_products_are_those_of_scipy(rng: np.random.Generator) -> None:
     np.testing.assert_allclose(np.array(Sparse.of(square).diagonal()), square.diagonal())
 
 
+def some_matrices(rng: np.random.Generator, kind: str) -> tuple[Any, sp.csr_matrix]:
+    """P and A (34, 16), of whose variables none, one, a few or all but one are eliminated."""
+    if kind == "none":
+        return sp.csr_matrix(np.ones((16, 16)) + np.eye(16)), uneven(rng, 34, 16)
+    P = sp.csr_matrix(np.diag(rng.uniform(0.0, 2.0, 16)))
+    if kind == "all":
+        return P, sp.csr_matrix(np.vstack([np.eye(16), np.eye(16), np.zeros((2, 16))]))
+    if kind == "one":
+        return P, uneven(rng, 34, 16)
+    # r = F x - b in the first rows, |x| <= t in the others.
+    F, one, zero = uneven(rng, 10, 3), np.eye(10), np.zeros((12, 10))
+    bounds = np.vstack([np.eye(3), -np.eye(3)] * 2)
+    slack = -np.vstack([np.eye(3), np.eye(3)] * 2)
+    top = [F.toarray(), np.zeros((10, 3)), -one]
+    A = np.block([top, [bounds, slack, zero], [np.zeros((12, 3)), np.zeros((12, 3)), zero]])
+    return P, sp.csr_matrix(A)
+
+
+@pytest.mark.parametrize(
+    ("kind", "count"), [("none", 0), ("one", 1), ("few", 13), ("all", 15)], ids=lambda k: str(k)
+)
 @on_cpu
-def test_conjugate_gradients_solve_each_lane_by_itself(rng: np.random.Generator) -> None:
-    A = uneven(rng, 30, 12)
-    P = sp.csr_matrix(np.diag(rng.uniform(0.0, 2.0, 12)))
-    weights, v = rng.uniform(0.1, 3.0, (3, 30)), rng.standard_normal((3, 12))
+def test_conjugate_gradients_solve_each_lane_by_itself(
+    rng: np.random.Generator, kind: str, count: int
+) -> None:
+    P, A = some_matrices(rng, kind)
+    blocks = Blocks.of(P, A)
+    assert count == (0 if blocks.gone is None else blocks.gone.places.shape[0])
+    weights, v = rng.uniform(0.1, 3.0, (3, 34)), rng.standard_normal((3, 16))
     v[1] *= 1e6
-    program = SparseProgram(Sparse.of(P), wide(v), Sparse.of(A), wide(np.zeros((3, 30))))
-    solver = Conjugate.of(program, wide(weights), 1e-2, 1e-10, 100)
+    solver = Conjugate.of(blocks, wide(weights), 1e-2, 1e-10, 100)
     found = np.array(solver.times(wide(v)))
     for lane in range(3):
-        K = P.toarray() + 1e-2 * np.eye(12) + A.T @ (weights[lane][:, None] * A.toarray())
-        np.testing.assert_allclose(found[lane], np.linalg.solve(K, v[lane]), rtol=1e-7)
+        K = P.toarray() + 1e-2 * np.eye(16) + A.T @ (weights[lane][:, None] * A.toarray())
+        np.testing.assert_allclose(found[lane], np.linalg.solve(K, v[lane]), rtol=1e-7, atol=1e-12)
         alone = solver.take(mx.array([lane])).times(wide(v[lane][None]))
         assert np.array(alone)[0].tobytes() == found[lane].tobytes()
+    d, e = rng.uniform(0.5, 2.0, 16), rng.uniform(0.5, 2.0, 34)
+    scaled = Conjugate.of(blocks.scaled(wide(d), wide(e)), wide(weights[:1]), 1e-2, 1e-10, 100)
+    P, A = d[:, None] * P.toarray() * d, e[:, None] * A.toarray() * d
+    K = P + 1e-2 * np.eye(16) + A.T @ (weights[0][:, None] * A)
+    np.testing.assert_allclose(
+        np.array(scaled.times(wide(v)))[2], np.linalg.solve(K, v[2]), rtol=1e-7, atol=1e-12
+    )
 
 
 CONES: list[dict[str, Any]] = [
