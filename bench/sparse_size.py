@@ -126,7 +126,11 @@ def main() -> int:
     for peer in SOLVERS[1:] if args.peers else ():
         command = [sys.executable, __file__, *same, "--solver", peer]
         try:
-            subprocess.run(command, timeout=args.limit, check=False)
+            code = subprocess.run(command, timeout=args.limit, check=False).returncode
+            if code < 0:
+                print(
+                    f"{peer:8} {args.kind}: killed by signal {-code} (9: out of memory)", flush=True
+                )
         except subprocess.TimeoutExpired:
             print(f"{peer:8} {args.kind}: over {args.limit:.0f} s", flush=True)
     return 0 if good else 1
