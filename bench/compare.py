@@ -1,6 +1,6 @@
 """Seven layers, every way of solving them, batch sizes from 1 to 4096: time, accuracy, memory.
 
-    python bench/compare.py [--cases qp nnls ...] [--ways mlxcone moreau ...] [--batches 1 256 1024]
+    python bench/compare.py [--cases qp nnls ...] [--ways mlxcone ...] [--batches 1 256] [--add]
 
 Each case runs in a process of its own, in which the ways take turns: forward, then forward and
 backward, so that a slow minute of the machine meets all of them. Times are medians in
@@ -88,8 +88,12 @@ def measure(name: str, batch: int, ways: list[str], rounds: int) -> list[dict[st
     return rows
 
 
+def _place(row: dict[str, Any]) -> tuple[str, int, str]:
+    return row["case"], row["batch"], row["way"]
+
+
 def _find(rows: list[dict[str, Any]], case: str, batch: int, way: str) -> dict[str, Any]:
-    return next((r for r in rows if (r["case"], r["batch"], r["way"]) == (case, batch, way)), {})
+    return next((r for r in rows if _place(r) == (case, batch, way)), {})
 
 
 def _geometric(values: list[float]) -> float:
@@ -118,6 +122,24 @@ def table(rows: list[dict[str, Any]]) -> str:
                     each = ", ".join(f"{c} {v:.2g}" for c, v in ratios.items())
                     mean = _geometric(list(ratios.values()))
                     lines.append(f"{peer} / {OURS} at B = {batch}: {mean:.2f} ({each})")
+    return "\n".join(lines)
+
+
+def growth(rows: list[dict[str, Any]]) -> str:
+    """How our cost depends on the batch size: per problem, relative to that at B = 1 and 32."""
+    lines = ["", f"{OURS}: cost of a problem, B = 1 over 256, and 4096 over 32"]
+    for case in dict.fromkeys(r["case"] for r in rows):
+        for kind in ("forward", "both"):
+            cost = {
+                r["batch"]: r[kind] / r["batch"]
+                for r in rows
+                if r["case"] == case and r["way"] == OURS and kind in r
+            }
+            ratios = [
+                f"{cost[a] / cost[b]:.2f}" if a in cost and b in cost else "-"
+                for a, b in ((1, 256), (4096, 32))
+            ]
+            lines.append(f"{case:<12}{kind:<9}{ratios[0]:>9}{ratios[1]:>9}")
     return "\n".join(lines)
 
 
@@ -162,6 +184,7 @@ def main() -> int:
     parser.add_argument("--batches", nargs="*", type=int, default=[1, 32, 256, 1024])
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--device", choices=("cpu", "gpu"), default="cpu")
+    parser.add_argument("--add", action="store_true", help="to the results that there are")
     parser.add_argument("--one", nargs=2, metavar=("CASE", "BATCH"))
     options = parser.parse_args()
     if options.one:
@@ -182,10 +205,15 @@ def main() -> int:
                         print(line, end="", flush=True)
             if process.returncode:
                 print(f"  {case} {batch}: the process ended with {process.returncode}", flush=True)
-    print(table(rows))
     RESULTS.mkdir(exist_ok=True)
     name = "compare" if options.device == "cpu" else "compare_gpu"
-    (RESULTS / f"{name}.json").write_text(json.dumps(rows, indent=1))
+    path = RESULTS / f"{name}.json"
+    if options.add and path.exists():
+        new = {_place(row) for row in rows}
+        rows += [row for row in json.loads(path.read_text()) if _place(row) not in new]
+        rows.sort(key=lambda row: (list(CASES).index(row["case"]), row["batch"]))
+    print(table(rows) + "\n" + growth(rows))
+    path.write_text(json.dumps(rows, indent=1))
     draw(rows, RESULTS / f"{name}.png")
     return 0
 
