@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING
 from mlxcone._version import __version__
 from mlxcone.cones.description import Cones
 from mlxcone.problem import as_array
+from mlxcone.report import History, Progress, Watcher
 from mlxcone.settings import Settings
 from mlxcone.solution import Info, Solution, evaluated
 from mlxcone.solver import Solver, solve
@@ -17,12 +18,15 @@ __all__ = [
     "MLXCONE",
     "Cones",
     "DerivativeWarning",
+    "History",
     "Info",
+    "Progress",
     "Settings",
     "Solution",
     "Solver",
     "SolverError",
     "Status",
+    "Watcher",
     "__version__",
     "as_array",
     "evaluated",

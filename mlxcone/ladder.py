@@ -16,7 +16,7 @@ from mlxcone.loop import Loop, Splitting
 from mlxcone.problem import Program, unusable
 from mlxcone.refine import Refinement, met
 from mlxcone.repeated import EAGER, Calls, Repeated
-from mlxcone.report import Table
+from mlxcone.report import Report
 from mlxcone.residuals import Residuals
 from mlxcone.settings import Settings
 from mlxcone.splitting_factor import Factor
@@ -81,9 +81,10 @@ class Ladder:
         device: mx.Device,
         precision: float,
         calls: Calls,
+        report: Report,
     ) -> None:
         self.device, self.precision, self.calls = device, precision, calls
-        self.cones, self.settings, self.table = cones, settings, Table(settings.verbose)
+        self.cones, self.settings, self.report = cones, settings, report
         limit = settings.time_limit_secs
         self.deadline = time.monotonic() + limit if limit else float("inf")
         self.setup = setup or prepare(program, cones, settings)
@@ -93,7 +94,6 @@ class Ladder:
         self.status: list[Status | None] = [None] * program.lanes
         self.drifting: list[int] = []
         self.certificates: dict[int, tuple[Status, Certificate, int]] = {}
-        self.table.header(program.lanes, program.n, program.m, cones.cones)
 
     @property
     def central(self) -> bool:
@@ -163,7 +163,7 @@ class Ladder:
         fresh = bool(mx.all(part.scale == first_scale).item())
         first = self.setup.factor if fresh else None
         first = first if first is None or chosen is None else first.take(chosen)
-        part = local.run(part, first, budget, self.table, self.deadline)
+        part = local.run(part, first, budget, self.report.of(chosen), self.deadline)
         return Splitting(*(lanes.put(a, chosen, v) for a, v in zip(work, part, strict=True)))
 
     def certify(
@@ -178,7 +178,7 @@ class Ladder:
             which = [lane for lane in some if self.status[lane] is None]
             if not which:
                 continue
-            self.table.rung("certificate", len(which))
+            self.report.rung("certificate", which)
             chosen = lanes.bucket(which, self.program.lanes)
             found = find(
                 self.program.take(chosen),
@@ -207,7 +207,7 @@ class Ladder:
         """Newton on every open lane."""
         which = self.open_lanes()
         if which and self.settings.refine:
-            self.table.rung("newton", len(which))
+            self.report.rung("newton", which)
             refinement.newton(which, steps)
         self._settle(refinement)
 
@@ -216,7 +216,7 @@ class Ladder:
         which = [lane for lane in some if self.status[lane] is None]
         if not which or not self.central:
             return
-        self.table.rung("interior", len(which))
+        self.report.rung("interior", which)
         chosen, rays = refinement.interior(which, self.settings.interior_iters)
         self._settle(refinement, 2.0 * self.precision)
         dx = lanes.put(mx.zeros_like(self.program.q), chosen, rays.x)
@@ -235,7 +235,7 @@ class Ladder:
         """Proximal multipliers on every open lane."""
         which = self.open_lanes()
         if which and self.settings.refine:
-            self.table.rung("multipliers", len(which))
+            self.report.rung("multipliers", which)
             refinement.multipliers(which, self.settings.multiplier_iters)
             # What is left may be as good as its data: rounded numbers often fit no better.
             self._settle(refinement, 2.0 * self.precision)
@@ -327,7 +327,6 @@ class Ladder:
             y = lanes.put(y, one, found.y[position][None])
             s = lanes.put(s, one, found.s[position][None])
         codes = [int(status or Status.INDETERMINATE) for status in self.status]
-        self.table.summary(codes)
         total = self.program.lanes
         d, e = (mx.broadcast_to(a, (total, a.shape[1])) for a in self.scaling[:2])
         outcome = Outcome(
@@ -373,22 +372,27 @@ def run(
     Returns:
         Outcome: with a status for each lane; never raises for a lane without a solution.
     """
-    total = program.lanes
+    total, report = program.lanes, Report.start(settings.verbose)
+    report.begin(total, program.n, program.m, cones.cones)
     usable = lanes.where_true(mx.logical_not(unusable(program, precision)))
+    how = settings, device, precision, repeated
     if len(usable) == total:
-        return _climb(program, setup, cones, settings, device, warm, precision, repeated)
+        outcome = _climb(program, setup, cones, warm, report, *how)
+        report.end(outcome.status)
+        return outcome
     # The others leave first: what is left computes what it would compute without them.
     outcome = _failed(program)
     if usable:
         chosen = lanes.bucket(usable, total)
         part = program.take(chosen)
         start = None if warm is None else (warm[0][chosen], warm[1][chosen], warm[2][chosen])
-        found = _climb(part, None, cones, settings, device, start, precision, repeated)
+        found = _climb(part, None, cones, start, report.of(chosen), *how)
         if program.shared:
             d, e = (mx.broadcast_to(a[:1], (total, a.shape[1])) for a in found.scaling[:2])
             outcome = outcome._replace(scaling=outcome.scaling._replace(d=d, e=e))
         outcome = lanes.put_tree(outcome, chosen, found)
     mx.eval(outcome)
+    report.end(outcome.status)
     return outcome
 
 
@@ -396,17 +400,19 @@ def _climb(
     program: Program,
     setup: Setup | None,
     cones: Product,
+    warm: tuple[mx.array, mx.array, mx.array] | None,
+    report: Report,
     settings: Settings,
     device: mx.Device,
-    warm: tuple[mx.array, mx.array, mx.array] | None,
     precision: float,
     repeated: Repeated | None,
 ) -> Outcome:
     """Solve lanes whose data are finite."""
+    how = program, setup, cones, settings, device, precision
     if repeated is None:
-        return Ladder(program, setup, cones, settings, device, precision, EAGER).run(warm)
+        return Ladder(*how, EAGER, report).run(warm)
     with repeated.solve((program.lanes, program.n, program.m)) as calls:
-        return Ladder(program, setup, cones, settings, device, precision, calls).run(warm)
+        return Ladder(*how, calls, report).run(warm)
 
 
 def _failed(program: Program) -> Outcome:

@@ -22,7 +22,7 @@ from mlxcone.equilibrate import Scaling
 from mlxcone.loop import Loop, Point, Splitting
 from mlxcone.refine import met
 from mlxcone.repeated import EAGER
-from mlxcone.report import Table
+from mlxcone.report import Report
 from mlxcone.residuals import Residuals, dot, norm
 from mlxcone.settings import Settings
 from mlxcone.solution import Info, Solution, evaluated
@@ -188,8 +188,8 @@ def run(
         warm (tuple): x, y and s to start from.
     """
     deadline = time.monotonic() + (settings.time_limit_secs or float("inf"))
-    table = Table(settings.verbose)
-    table.header(program.lanes, program.n, program.m, cones.cones)
+    report = Report.start(settings.verbose)
+    report.begin(program.lanes, program.n, program.m, cones.cones)
     finite = mx.all(mx.isfinite(program.q), axis=1) & mx.all(mx.isfinite(program.b), axis=1)
     bad = mx.logical_not(finite)[:, None]
     program = program._replace(q=mx.where(bad, 0.0, program.q), b=mx.where(bad, 0.0, program.b))
@@ -206,8 +206,10 @@ def run(
         (mx.float32, _SINGLE if tolerance < _SINGLE else 0.0),
         (mx.float64, 0.0),
     ):
-        work = found.iterate(work, dtype, handover, device, table, deadline)
-    return found.answer(work, time.monotonic() > deadline)
+        work = found.iterate(work, dtype, handover, device, report, deadline)
+    outcome = found.answer(work, time.monotonic() > deadline)
+    report.end(outcome.status)
+    return outcome
 
 
 class _Search:
@@ -239,7 +241,7 @@ class _Search:
         dtype: mx.Dtype,
         handover: float,
         device: mx.Device,
-        table: Table,
+        report: Report,
         deadline: float,
     ) -> Splitting:
         """Iterate in one dtype until each lane is where that dtype can bring it."""
@@ -254,7 +256,7 @@ class _Search:
             scaling = self.scaling if chosen is None else self.scaling.take(chosen)
             how = self.cones, self.settings, dtype, device, handover, EAGER
             one = _Iteration(self.blocks, local, scaling, *how)
-            part = one.run(lanes.take(work, chosen), None, budget, table, deadline)
+            part = one.run(lanes.take(work, chosen), None, budget, report.of(chosen), deadline)
             work = Splitting(*(lanes.put(a, chosen, v) for a, v in zip(work, part, strict=True)))
             self._judge(work, which)
             # What has come as near as this dtype allows does not drift.

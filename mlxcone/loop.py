@@ -14,7 +14,7 @@ from mlxcone.cones.product import Product
 from mlxcone.equilibrate import Scaling
 from mlxcone.problem import Program
 from mlxcone.repeated import Calls
-from mlxcone.report import Table
+from mlxcone.report import Report
 from mlxcone.residuals import Residuals, dot, norm
 from mlxcone.settings import Settings
 from mlxcone.sparse import SparseProgram
@@ -216,7 +216,7 @@ class Loop:
         self._pencil: Pencil | None = None
 
     def run(
-        self, work: Splitting, first: Factor | None, budget: int, table: Table, deadline: float
+        self, work: Splitting, first: Factor | None, budget: int, report: Report, deadline: float
     ) -> Splitting:
         """Iterate.
 
@@ -224,7 +224,7 @@ class Loop:
             work (Splitting): state of each lane.
             first: the inverse at the lanes' present scales, if there is one.
             budget (int): iterations.
-            table (Table): where progress goes.
+            report (Report): where progress goes.
             deadline (float): value of ``time.monotonic()`` at which to stop.
         """
         live = self._enter(work, first)
@@ -253,8 +253,9 @@ class Loop:
                 now=check.now,
             )
             mx.eval(check)
-            if table.enabled:
-                table.row("splitting", done, len(left), *self._worst(check.result, left))
+            if report.watchers:
+                places: Any = live.places.tolist()
+                report.check(done, [places[k] for k in left], check.result, left)
             keeps = set(lanes.where_true(check.stays))
             gone = [k for k in left if k not in keeps]
             left = [k for k in left if k in keeps]
@@ -308,12 +309,6 @@ class Loop:
             inverse, how = factor.inverse, (self.settings.rho_x, self.settings.alpha)
             fused = Fused.of(program, self.cones, inverse, weights, *how)
         return admm.Operator(program, factor, weights, alpha, fused)
-
-    def _worst(self, result: Residuals, left: list[int]) -> tuple[float, float]:
-        """Largest relative residuals of the lanes that are counted."""
-        both: Any = mx.stack([result.primal_relative, result.dual_relative]).tolist()
-        primal, dual = ([column[k] for k in left] for column in both)
-        return max(primal), max(dual)
 
     def _record(
         self, work: Splitting, live: _Live, check: _Check, which: list[int], done: int

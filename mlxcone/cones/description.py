@@ -136,6 +136,19 @@ class Cones:
         lists = tuple(_exponent_list(a) for a in _listed(self.power_nd))
         object.__setattr__(self, "power_nd", lists)
 
+    def __str__(self) -> str:
+        """The kinds there are: sizes, or how many where they are many."""
+        parts = []
+        for field in fields(self):
+            value = getattr(self, field.name)
+            if field.name == "box" and value:
+                parts.append(f"box {len(value[0]) + 1}")
+            elif isinstance(value, tuple) and len(value) > 4:
+                parts.append(f"{len(value)} {field.name}")
+            elif value:
+                parts.append(f"{field.name} {value if isinstance(value, int) else list(value)}")
+        return ", ".join(parts) or "no rows"
+
     @property
     def rows(self) -> int:
         """Number of rows of A."""

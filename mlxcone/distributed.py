@@ -1,0 +1,186 @@
+"""One batch shared out over several processes, forward and backward.
+
+Every process makes the same call with the same whole batch, solves its share of the lanes, and gets
+all the answers and the whole gradient: what one process would have got. Start the processes with
+``mlx.launch -n 4 script.py``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import mlx.core as mx
+from mlx.utils import tree_map
+
+from mlxcone import problem
+from mlxcone._linalg import on_cpu
+from mlxcone.cones.description import Cones
+from mlxcone.solution import Solution
+from mlxcone.solver import solve as solve_here
+
+_RANKS = (2, 1, 2, 1)  # of P, q, A and b without a batch axis
+
+
+class _Shares(NamedTuple):
+    """Which lanes are whose: as even as can be, and filled up with lanes of its own to one size."""
+
+    ours: mx.array
+    places: mx.array  # of the lanes among the shares, one after the other
+
+    @classmethod
+    def of(cls, lanes: int, group: mx.distributed.Group) -> _Shares:
+        size = group.size()
+        ends = [lanes * rank // size for rank in range(size + 1)]
+        width = -(-lanes // size)
+        begin, end = ends[group.rank() : group.rank() + 2]
+        filled = [k if k < end else min(begin, lanes - 1) for k in range(begin, begin + width)]
+        places = [
+            rank * width + k for rank in range(size) for k in range(ends[rank + 1] - ends[rank])
+        ]
+        return cls(mx.array(filled), mx.array(places))
+
+    @on_cpu
+    def take(self, array: mx.array, axis: int) -> mx.array:
+        """This process's share."""
+        return mx.take(array, self.ours, axis=axis)
+
+    @on_cpu
+    def gathered(self, array: mx.array, group: mx.distributed.Group) -> mx.array:
+        """All lanes, from everybody's share."""
+        return mx.distributed.all_gather(array, group=group)[self.places]
+
+
+@on_cpu
+def _summed(array: mx.array, group: mx.distributed.Group) -> mx.array:
+    return mx.distributed.all_sum(array, group=group)
+
+
+def _everywhere(array: mx.array, group: mx.distributed.Group) -> mx.array:
+    """The array; its cotangent is the sum over the processes, each of which knows its lanes'."""
+
+    @mx.custom_function
+    def identity(value: mx.array) -> Any:
+        return value
+
+    @identity.vjp
+    def identity_vjp(primal: mx.array, cotangent: mx.array, output: mx.array) -> mx.array:
+        return _summed(cotangent, group)
+
+    @identity.jvp
+    def identity_jvp(primal: mx.array, tangent: mx.array) -> mx.array:
+        return tangent
+
+    found: Any = identity(array)
+    return found
+
+
+def sharded(
+    function: Callable[..., Any],
+    in_axes: int | Sequence[int | None] | None = 0,
+    group: mx.distributed.Group | None = None,
+) -> Callable[..., Any]:
+    """A function of a batch that shares the batch out over the processes.
+
+    .. code-block:: python
+
+        layer = mlxcone.distributed.sharded(CvxpyLayer(problem, [A, b], [x]), in_axes=(0, None))
+        (x_star,) = layer(A_batch, b_value)  # in every process, all lanes
+
+    Every process must make the same calls with the same arrays. Batches need not divide evenly.
+    Works under ``mx.grad``, ``value_and_grad``, ``vjp`` and ``jvp``; not under ``vmap`` and
+    ``compile``, which know no communication.
+
+    Args:
+        function: takes arrays with a batch axis, or without one if shared by the batch; returns a
+            tree of arrays whose first axis is that batch. A `CvxpyLayer`, a `Solver`'s ``solve``.
+        in_axes: which axis of each argument is the batch, None where it is shared; one value for
+            all, as in ``mx.vmap``.
+        group: of processes, by default all of them (``mx.distributed.init()``).
+
+    Returns:
+        A function of the same arguments, returning what ``function`` would for the whole batch.
+
+    Raises:
+        ValueError: from the call: no argument has a batch, or batch sizes differ.
+        RuntimeError: from the call: it failed in another process. Where it failed, the error is the
+            function's own, and none waits for the other.
+    """
+
+    def call(*arguments: mx.array, **options: Any) -> Any:
+        team = mx.distributed.init() if group is None else group
+        axes = in_axes if isinstance(in_axes, Sequence) else [in_axes] * len(arguments)
+        if len(axes) != len(arguments):
+            raise ValueError(f"in_axes: expected {len(arguments)} entries, got {len(axes)}")
+        pairs = list(zip(arguments, axes, strict=True))
+        sizes = {a.shape[axis] for a, axis in pairs if axis is not None}
+        if len(sizes) != 1:
+            raise ValueError(f"in_axes: expected one batch size, got {sorted(sizes)}")
+        (lanes,) = sizes
+        if team.size() == 1 or lanes == 0:
+            return function(*arguments, **options)
+        shares = _Shares.of(lanes, team)
+        local = []
+        for array, axis in pairs:
+            value = _everywhere(array, team)
+            local.append(value if axis is None else shares.take(value, axis))
+        error, outputs = None, None
+        try:
+            outputs = function(*local, **options)
+        except Exception as found:
+            error = found
+        # Nobody may wait for a share that does not come.
+        failed = _summed(mx.array(0 if error is None else 1), team).item()
+        if error is not None:
+            raise error
+        if failed:
+            raise RuntimeError(f"sharded: {failed} of {team.size()} processes failed; see theirs")
+        return tree_map(lambda v: shares.gathered(v, team), outputs)
+
+    return call
+
+
+def solve(
+    P: Any,
+    q: Any,
+    A: Any,
+    b: Any,
+    cones: Cones | Mapping[str, Any],
+    *,
+    group: mx.distributed.Group | None = None,
+    **settings: Any,
+) -> Solution:
+    """`mlxcone.solve` of a batch, shared out over the processes; see `sharded`.
+
+    Args:
+        P, q, A, b: as for `mlxcone.solve`; without a batch, every process solves the problem.
+        cones: `Cones` or an SCS dict.
+        group: of processes, by default all of them.
+        **settings: of the solver, by name. With ``on_failure="raise"`` the lanes that a
+            `SolverError` names are counted from the first of the process's share.
+
+    Returns:
+        Solution: of all lanes, in every process.
+
+    Raises:
+        ValueError, TypeError: as `mlxcone.solve`.
+    """
+    names = ("P", "q", "A", "b")
+    given = [
+        None if v is None else problem.as_array(name, v)
+        for name, v in zip(names, (P, q, A, b), strict=True)
+    ]
+    present = [k for k, v in enumerate(given) if v is not None]
+    arrays = [given[k] for k in present]
+
+    def local(*values: mx.array) -> Solution:
+        data: list[Any] = [None] * 4
+        for place, value in zip(present, values, strict=True):
+            data[place] = value
+        P, q, A, b = data
+        return solve_here(P, q, A, b, cones, **settings)
+
+    axes = [0 if given[k].ndim > _RANKS[k] else None for k in present]  # type: ignore[union-attr]
+    if all(axis is None for axis in axes):
+        return local(*arrays)  # type: ignore[arg-type]
+    return sharded(local, axes, group)(*arrays)

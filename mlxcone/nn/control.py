@@ -1,0 +1,99 @@
+"""Model-predictive control with learnable dynamics and costs."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import mlx.core as mx
+import mlx.nn as nn
+
+from mlxcone.nn import checks
+from mlxcone.solver import solve
+
+
+class Plan(NamedTuple):
+    """Controls ``(..., horizon, controls)``, and states ``(..., horizon, states)`` after them."""
+
+    controls: mx.array
+    states: mx.array
+
+
+class LinearMPC(nn.Module):
+    r"""Optimal controls of a linear system over a horizon, within limits.
+
+    .. math::
+        \text{minimize } \tfrac12 \sum_{t=1}^{T} (x_t - r)^T Q (x_t - r)
+        + \tfrac12 \sum_{t=0}^{T-1} u_t^T R u_t \quad
+        \text{subject to } x_{t+1} = A x_t + B u_t, \; |u_t| \le u_{max}
+
+    Amos et al. 2018, arXiv 1810.13400, with linear dynamics and states eliminated, so that the
+    program has the controls as its only variables. Q and R are diagonal. Parameters of the module:
+    ``dynamics`` A, ``control`` B, and the logarithms ``state_cost`` and ``control_cost``.
+
+    Args:
+        states (int): entries of the state.
+        controls (int): entries of the control.
+        horizon (int): T, number of steps.
+        limit (float): largest control, in absolute value.
+        **settings: of the solver, see `mlxcone.Settings`.
+
+    Raises:
+        ValueError: sizes or the limit are not positive.
+    """
+
+    def __init__(
+        self, states: int, controls: int, horizon: int, limit: float, **settings: Any
+    ) -> None:
+        super().__init__()
+        n, m = checks.size("states", states), checks.size("controls", controls)
+        self._horizon = checks.size("horizon", horizon)
+        self._limit = checks.positive("limit", limit)
+        self._settings = settings
+        self.dynamics = mx.eye(n)
+        self.control = 0.1 * mx.random.normal((n, m))
+        self.state_cost = mx.zeros((n,))
+        self.control_cost = mx.zeros((m,))
+
+    def _response(self) -> tuple[mx.array, mx.array]:
+        """Matrices F, G of x_1, ..., x_T = F x_0 + G (u_0, ..., u_T-1)."""
+        A, B = self.dynamics, self.control
+        free, forced = [A], [B]
+        for _ in range(self._horizon - 1):
+            free.append(A @ free[-1])
+            forced.append(A @ forced[-1])
+        none = mx.zeros_like(B)
+        rows = [
+            mx.concatenate(forced[t::-1] + [none] * (self._horizon - 1 - t), axis=1)
+            for t in range(self._horizon)
+        ]
+        return mx.concatenate(free), mx.concatenate(rows)
+
+    def __call__(self, state: mx.array, target: mx.array | None = None) -> Plan:
+        """Plan from states ``(..., states)``, towards a target of that shape, or zero.
+
+        Raises:
+            ValueError: the shapes do not fit.
+        """
+        n, m = self.control.shape
+        T = self._horizon
+        for name, value in (("state", state), ("target", target)):
+            if value is not None and value.shape not in (state.shape, (n,)):
+                raise ValueError(f"{name}: expected shape {state.shape}, got {value.shape}")
+        if state.ndim < 1 or state.shape[-1] != n:
+            raise ValueError(f"state: expected shape (..., {n}), got {state.shape}")
+        F, G = self._response()
+        weights = mx.tile(mx.exp(self.state_cost), T)
+        P = G.T @ (weights[:, None] * G) + mx.diag(mx.tile(mx.exp(self.control_cost), T))
+        start = state.reshape(-1, n)
+        away = start @ F.T
+        if target is not None:
+            wanted = mx.broadcast_to(target, state.shape).reshape(-1, n)
+            away = away - mx.tile(wanted, (1, T))
+        eye = mx.eye(T * m, dtype=P.dtype)
+        A = mx.concatenate([eye, -eye])
+        level = mx.full((2 * T * m,), self._limit, dtype=P.dtype)
+        q = (weights * away) @ G
+        found = solve(0.5 * (P + P.T), q, A, level, {"l": 2 * T * m}, **self._settings)
+        states = start @ F.T + found.x @ G.T
+        leading = state.shape[:-1]
+        return Plan(found.x.reshape(*leading, T, m), states.reshape(*leading, T, n))
