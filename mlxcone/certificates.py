@@ -23,6 +23,7 @@ from mlxcone.problem import Program
 from mlxcone.residuals import dot, norm
 
 _ROUNDING = 1e-15  # of a ray, relative to its size
+_LOOSE = 100.0  # eps that the rounding of a drift's own terms may come to
 _SIGN = 1e-12  # of the terms of a value: less may be zero
 _AIM = 1e-4  # share of eps aimed at: the certificate then hardly depends on where it started
 
@@ -58,13 +59,14 @@ def _normalized(direction: mx.array, value: mx.array) -> mx.array:
 class _Ray(NamedTuple):
     """What makes a direction a certificate, (B,).
 
-    Its value, to be negative, and the sum of the sizes of that value's terms; its drift and its
-    own size in original units; both of them equilibrated.
+    Its value, to be negative, and the sum of the sizes of that value's terms; its drift, the sum of
+    the sizes of the drift's terms, and its own size in original units; drift and size equilibrated.
     """
 
     value: mx.array
     terms: mx.array
     drift: mx.array
+    drift_terms: mx.array
     size: mx.array
     bare_drift: mx.array
     bare_size: mx.array
@@ -76,10 +78,12 @@ class _Ray(NamedTuple):
         equilibrated it is at most eps of the certificate's own size and that of the matrices: the
         first alone would let large q or b, or a small A or P, pass for unboundedness or
         infeasibility. A value that could be a rounding of
-        zero, or a ray so long that its own rounding is a drift, proves nothing.
+        zero, or a ray so long that its own rounding is a drift, proves nothing; nor does a drift
+        whose terms are so large that no double could tell it from zero.
         """
         scale = mx.maximum(-self.value, 1e-300)
-        absolute = mx.maximum(self.drift, _AIM * _ROUNDING * self.size) / scale
+        rounding = _ROUNDING * mx.maximum(_AIM * self.size, self.drift_terms / _LOOSE)
+        absolute = mx.maximum(self.drift, rounding) / scale
         relative = self.bare_drift / mx.maximum(self.bare_size, 1e-300)
         negative = self.value < -_SIGN * self.terms
         return mx.where(negative, mx.maximum(absolute, relative) / (_AIM * eps), mx.inf)
@@ -91,6 +95,11 @@ def _size(matrix: mx.array) -> mx.array:
         return mx.array(1.0, dtype=matrix.dtype)
     largest = mx.max(mx.abs(matrix), axis=(-2, -1))
     return mx.where(largest > 0, mx.minimum(largest, 1.0), 1.0)
+
+
+def _absolute(A: Rectangular) -> Rectangular:
+    """The matrix of the sizes of its entries."""
+    return Rectangular.of(mx.abs(A.matrix))
 
 
 def _per_lane(matrix: mx.array, lanes: int) -> mx.array:
@@ -160,8 +169,9 @@ def infeasible(
         # y is a projection of something larger, perhaps of that one's rounding.
         off = norm((y - cones.project_dual(y)) * factors.e)
         drift, size = mx.maximum(norm(Aty / factors.d), off), norm(y * factors.e)
+        sizes = norm(_absolute(local.A).transpose_times(mx.abs(y)) / factors.d)
         bare = norm(Aty) / _size(local.A.matrix)
-        return _Ray(value, magnitude, drift, size, bare, norm(y)).violation(eps)
+        return _Ray(value, magnitude, drift, sizes, size, bare, norm(y)).violation(eps)
 
     y = cones.project_dual(direction)
     y = _normalized(y, dot(program.b, y)[:, None])
@@ -214,7 +224,8 @@ def unbounded(
         if local.P is not None:
             bare = mx.maximum(bare, norm(Px) / _size(local.P))
         size = norm(Ax / factors.e)
-        return _Ray(value, magnitude, drift, size, bare, norm(x)).violation(eps)
+        sizes = norm(_absolute(local.A).times(mx.abs(x)) / factors.e)
+        return _Ray(value, magnitude, drift, sizes, size, bare, norm(x)).violation(eps)
 
     x = _normalized(direction, dot(program.q, direction)[:, None])
     y = mx.zeros((lanes, extended.rows), dtype=dtype)
