@@ -1,8 +1,8 @@
 # %% [markdown]
 # # Learning a controller's model from what it should do
 #
-# A cart with a hanging load is steered by model-predictive control with the right model: that is
-# the expert. The learner has the same controller, with a model of its own that starts out wrong.
+# A pendulum is balanced upright by model-predictive control with the right model: that is the
+# expert. The learner has the same controller, with a model of its own that does not know gravity.
 # It watches the expert's controls and learns the model by differentiating its own controls (Amos
 # et al. 2018, arXiv 1810.13400).
 
@@ -17,34 +17,33 @@ import mlx.nn as nn
 import mlx.optimizers as optim
 import numpy as np
 from scipy.linalg import expm
-from tqdm.auto import tqdm
+from tqdm import tqdm
 
 from mlxcone.nn import LinearMPC
 
 OUTPUT = Path("examples/output/control.png")
-HORIZON, LIMIT, STEPS, BATCH = 10, 1.0, 150, 64
+HORIZON, LIMIT, STEPS, BATCH = 10, 1.0, 200, 32
+COST = [4.0, 0.5]
 mx.random.seed(1)
 rng = np.random.default_rng(1)
 
 # %% [markdown]
-# The plant: position and speed of a cart of 1 kg, angle and angular speed of a load of 0.3 kg on a
-# rope of 0.5 m, linear around rest, every 0.1 s; the control is a force of up to 1 N.
+# The plant: angle and angular speed of a pendulum of 0.2 kg and 1 m, linear around upright, every
+# 0.1 s; the control is a torque of up to 1 N m, enough to hold it at half a radian.
 
 # %%
-cart, load, rope, gravity, period = 1.0, 0.3, 0.5, 9.81, 0.1
-continuous = np.zeros((5, 5))
-continuous[0, 1] = continuous[2, 3] = 1.0
-continuous[1, 2], continuous[1, 4] = load * gravity / cart, 1.0 / cart
-continuous[3, 2] = -(cart + load) * gravity / (cart * rope)
-continuous[3, 4] = -1.0 / (cart * rope)
+mass, length, gravity, period = 0.2, 1.0, 9.81, 0.1
+continuous = np.array(
+    [[0.0, 1.0, 0.0], [gravity / length, 0.0, 1.0 / (mass * length**2)], [0.0] * 3]
+)
 discrete = expm(continuous * period)
-A_true, B_true = discrete[:4, :4], discrete[:4, 4:]
+A_true, B_true = discrete[:2, :2], discrete[:2, 2:]
 
 
 def controller():
     """The costs are known; the dynamics are what there is to learn."""
-    mpc = LinearMPC(states=4, controls=1, horizon=HORIZON, limit=LIMIT)
-    mpc.state_cost = mx.log(mx.array([4.0, 0.5, 1.0, 0.1]))
+    mpc = LinearMPC(states=2, controls=1, horizon=HORIZON, limit=LIMIT)
+    mpc.state_cost = mx.log(mx.array(COST))
     mpc.control_cost = mx.log(mx.array([0.1]))
     mpc.freeze(keys=["state_cost", "control_cost"])
     return mpc
@@ -53,20 +52,27 @@ def controller():
 expert, learner = controller(), controller()
 expert.dynamics = mx.array(A_true.astype(np.float32))
 expert.control = mx.array(B_true.astype(np.float32))
-# The learner starts with a cart without a load.
-learner.dynamics = mx.eye(4) + mx.array(np.diag([period, 0, period], 1).astype(np.float32))
-learner.control = mx.array([[0.0], [period], [0.0], [0.0]])
+
+
+def ignorant(mpc):
+    """A pendulum without gravity, twice as heavy."""
+    mpc.dynamics = mx.array([[1.0, period], [0.0, 1.0]])
+    mpc.control = mx.array([[0.0], [0.5 * period / (mass * length**2)]])
+    return mpc
+
+
+learner = ignorant(learner)
 
 # %% [markdown]
 # ## Training
 #
-# 64 states a step; the error is that of the first control of the plan.
+# 32 states a step; the error is that of all controls of the plans.
 
 
 # %%
 def draw(count):
     """States in which the limit matters for some."""
-    return mx.array((rng.standard_normal((count, 4)) * [0.5, 0.5, 0.2, 0.5]).astype(np.float32))
+    return mx.array((rng.standard_normal((count, 2)) * [0.2, 0.4]).astype(np.float32))
 
 
 def imitation(model, states):
@@ -75,7 +81,7 @@ def imitation(model, states):
     return mx.mean(mx.square(model(states).controls - wanted))
 
 
-optimizer = optim.Adam(optim.cosine_decay(3e-2, STEPS))
+optimizer = optim.Adam(optim.cosine_decay(2e-2, STEPS))
 step = nn.value_and_grad(learner, imitation)
 errors = []
 began = time.perf_counter()
@@ -91,13 +97,13 @@ print(f"error of the controls: {errors[0]:.1e} at first, {errors[-1]:.1e} at las
 # %% [markdown]
 # ## Closed loop
 #
-# The cart is to come to rest at zero, from 0.8 m away.
+# The pendulum is to come to rest upright, from 0.25 rad.
 
 
 # %%
-def drive(mpc, steps=60):
+def drive(mpc, steps=30):
     """States and controls of the true plant."""
-    state, states, controls = np.array([0.8, 0.0, 0.0, 0.0]), [], []
+    state, states, controls = np.array([0.25, 0.3]), [], []
     for _ in range(steps):
         control = mpc(mx.array(state.astype(np.float32))).controls[0]
         states.append(state)
@@ -108,15 +114,16 @@ def drive(mpc, steps=60):
 
 def cost(states, controls):
     """What the controllers minimize, along the way."""
-    return float(np.sum(states**2 @ [4.0, 0.5, 1.0, 0.1]) + 0.1 * np.sum(controls**2))
+    return float(np.sum(states**2 @ COST) + 0.1 * np.sum(controls**2))
 
 
-naive = controller()
-naive.dynamics = mx.eye(4) + mx.array(np.diag([period, 0, period], 1).astype(np.float32))
-naive.control = mx.array([[0.0], [period], [0.0], [0.0]])
-runs = {"expert": drive(expert), "learned": drive(learner), "before learning": drive(naive)}
+runs = {
+    "expert": drive(expert),
+    "learned": drive(learner),
+    "before learning": drive(ignorant(controller())),
+}
 for name, run in runs.items():
-    print(f"cost of the drive, {name}: {cost(*run):.2f}")
+    print(f"cost, {name}: {cost(*run):.2f}")
 
 # %% [markdown]
 # ## Check
@@ -128,9 +135,8 @@ for name, run in runs.items():
 # %%
 def by_clarabel(start, A, B):
     """The controls of one plan."""
-    u, x = cp.Variable((HORIZON, 1)), cp.Variable((HORIZON + 1, 4))
-    weights = np.array([4.0, 0.5, 1.0, 0.1])
-    objective = 0.5 * cp.sum(cp.square(x[1:]) @ weights) + 0.05 * cp.sum_squares(u)
+    u, x = cp.Variable((HORIZON, 1)), cp.Variable((HORIZON + 1, 2))
+    objective = 0.5 * cp.sum(cp.square(x[1:]) @ np.array(COST)) + 0.05 * cp.sum_squares(u)
     constraints = [x[0] == start, x[1:].T == A @ x[:-1].T + B @ u.T, cp.abs(u) <= LIMIT]
     problem = cp.Problem(cp.Minimize(objective), constraints)
     problem.solve(solver=cp.CLARABEL, tol_gap_abs=1e-12, tol_gap_rel=1e-12, tol_feas=1e-12)
@@ -163,8 +169,8 @@ found = float(np.sum(np.array(gradients["dynamics"]) * direction))
 print(f"plans: largest difference {difference:.1e}; gradient {found:.5f}, differences {slope:.5f}")
 assert difference < 1e-4
 assert abs(found - slope) < 1e-3 * abs(slope)
-assert errors[-1] < 0.05 * errors[0]
-assert cost(*runs["learned"]) < 1.05 * cost(*runs["expert"])
+assert errors[-1] < 0.5 * errors[0]
+assert cost(*runs["learned"]) < 1.01 * cost(*runs["expert"])
 
 # %% [markdown]
 # ## Picture
@@ -177,8 +183,8 @@ for name, (states, controls) in runs.items():
     clock = period * np.arange(len(states))
     axes[1].plot(clock, states[:, 0], label=name)
     axes[2].step(clock, controls[:, 0], where="post", label=name)
-axes[1].set(xlabel="s", ylabel="position, m")
-axes[2].set(xlabel="s", ylabel="force, N")
+axes[1].set(xlabel="s", ylabel="angle, rad", ylim=(-0.3, 0.5))
+axes[2].set(xlabel="s", ylabel="torque, N m")
 axes[1].legend(frameon=False)
 OUTPUT.parent.mkdir(exist_ok=True, parents=True)
 figure.savefig(OUTPUT, dpi=120)

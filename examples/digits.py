@@ -17,7 +17,7 @@ import mlx.optimizers as optim
 import numpy as np
 from sklearn.datasets import load_digits
 from sklearn.model_selection import train_test_split
-from tqdm.auto import tqdm
+from tqdm import tqdm
 
 import mlxcone
 import mlxcone.nn as cones

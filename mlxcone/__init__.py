@@ -1,5 +1,6 @@
 """mlxcone: a batched, differentiable cone solver written in `mlx.core` operations."""
 
+import importlib
 from typing import TYPE_CHECKING
 
 from mlxcone._version import __version__
@@ -12,6 +13,7 @@ from mlxcone.solver import Solver, solve
 from mlxcone.status import DerivativeWarning, SolverError, Status
 
 if TYPE_CHECKING:
+    from mlxcone import distributed, nn, plots
     from mlxcone.cvxpy_interface import MLXCONE
 
 __all__ = [
@@ -29,7 +31,10 @@ __all__ = [
     "Watcher",
     "__version__",
     "as_array",
+    "distributed",
     "evaluated",
+    "nn",
+    "plots",
     "solve",
 ]
 
@@ -40,4 +45,6 @@ def __getattr__(name: str) -> object:
         from mlxcone.cvxpy_interface import MLXCONE
 
         return MLXCONE
+    if name in ("distributed", "nn", "plots"):
+        return importlib.import_module(f"mlxcone.{name}")
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any, NamedTuple
 
 import mlx.core as mx
@@ -55,8 +56,8 @@ class LinearMPC(nn.Module):
         self.control_cost = mx.zeros((m,))
 
     def _response(self) -> tuple[mx.array, mx.array]:
-        """Matrices F, G of x_1, ..., x_T = F x_0 + G (u_0, ..., u_T-1)."""
-        A, B = self.dynamics, self.control
+        """Matrices F, G of x_1, ..., x_T = F x_0 + G (u_0, ..., u_T-1), float64."""
+        A, B = self.dynamics.astype(mx.float64), self.control.astype(mx.float64)
         free, forced = [A], [B]
         for _ in range(self._horizon - 1):
             free.append(A @ free[-1])
@@ -67,6 +68,24 @@ class LinearMPC(nn.Module):
             for t in range(self._horizon)
         ]
         return mx.concatenate(free), mx.concatenate(rows)
+
+    def _program(self, state: mx.array, target: mx.array | None) -> tuple[mx.array, ...]:
+        """P, q, A and b of the controls, float64: powers of A may grow beyond float32's digits."""
+        n, m = self.control.shape
+        T = self._horizon
+        with mx.stream(mx.Device(mx.DeviceType.cpu)):
+            F, G = self._response()
+            costs = (v.astype(mx.float64) for v in (self.state_cost, self.control_cost))
+            # An exact exponential: MLX's has float32's digits in float64, too.
+            Q, R = (mx.tile(mx.power(mx.array(math.e, dtype=mx.float64), v), T) for v in costs)
+            P = G.T @ (Q[:, None] * G) + mx.diag(R)
+            away = state.reshape(-1, n).astype(mx.float64) @ F.T
+            if target is not None:
+                wanted = mx.broadcast_to(target, state.shape).reshape(-1, n)
+                away = away - mx.tile(wanted.astype(mx.float64), (1, T))
+            eye = mx.eye(T * m, dtype=mx.float64)
+            level = mx.full((2 * T * m,), self._limit, dtype=mx.float64)
+            return 0.5 * (P + P.T), (Q * away) @ G, mx.concatenate([eye, -eye]), level
 
     def __call__(self, state: mx.array, target: mx.array | None = None) -> Plan:
         """Plan from states ``(..., states)``, towards a target of that shape, or zero.
@@ -81,19 +100,14 @@ class LinearMPC(nn.Module):
                 raise ValueError(f"{name}: expected shape {state.shape}, got {value.shape}")
         if state.ndim < 1 or state.shape[-1] != n:
             raise ValueError(f"state: expected shape (..., {n}), got {state.shape}")
-        F, G = self._response()
-        weights = mx.tile(mx.exp(self.state_cost), T)
-        P = G.T @ (weights[:, None] * G) + mx.diag(mx.tile(mx.exp(self.control_cost), T))
-        start = state.reshape(-1, n)
-        away = start @ F.T
-        if target is not None:
-            wanted = mx.broadcast_to(target, state.shape).reshape(-1, n)
-            away = away - mx.tile(wanted, (1, T))
-        eye = mx.eye(T * m, dtype=P.dtype)
-        A = mx.concatenate([eye, -eye])
-        level = mx.full((2 * T * m,), self._limit, dtype=P.dtype)
-        q = (weights * away) @ G
-        found = solve(0.5 * (P + P.T), q, A, level, {"l": 2 * T * m}, **self._settings)
-        states = start @ F.T + found.x @ G.T
-        leading = state.shape[:-1]
-        return Plan(found.x.reshape(*leading, T, m), states.reshape(*leading, T, n))
+        data = self._program(state, target)
+        controls = solve(*data, {"l": 2 * T * m}, **self._settings).x
+        with mx.stream(mx.Device(mx.DeviceType.cpu)):
+            start = state.reshape(-1, n).astype(mx.float64)
+            F, G = self._response()
+            states = start @ F.T + controls @ G.T
+            leading, dtype = state.shape[:-1], state.dtype
+            return Plan(
+                controls.reshape(*leading, T, m).astype(dtype),
+                states.reshape(*leading, T, n).astype(dtype),
+            )
