@@ -10,6 +10,8 @@ PYTEST_ARGS ?= --numprocesses=auto
 DEMO_ARGS ?=
 COMPARE_ARGS ?=
 
+EXAMPLES := $(filter-out examples/data_parallel.py examples/demo.py,$(wildcard examples/*.py))
+
 # Plain mlx is complete on macOS; on Linux the backend is a package of its own.
 ifeq ($(shell uname -s),Linux)
 MLX_BACKEND ?= cpu
@@ -31,7 +33,7 @@ define install
 endef
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint format bench compare clean
+.PHONY: help demo test lint format bench compare examples notebooks docs coverage floors package clean
 
 help:
 	@echo "make demo    learn the penalties of a lasso through 64 convex problems, and check the answer"
@@ -40,6 +42,12 @@ help:
 	@echo "make format  let ruff rewrite the code"
 	@echo "make bench   measure accuracy, transforms, random programs and a large layer"
 	@echo "make compare time seven layers beside the peers, and see where the time goes"
+	@echo "make examples run every example"
+	@echo "make notebooks the same, as notebooks"
+	@echo "make docs    build the documentation into build/site"
+	@echo "make coverage run the test suite and list the lines that it does not reach"
+	@echo "make floors  run the test suite with the oldest versions that are declared"
+	@echo "make package build wheel and sdist, and try both in empty environments"
 	@echo "make clean   remove environments, caches and output"
 
 demo: $(VENV)/.installed-demo
@@ -71,6 +79,30 @@ compare: $(VENV)/.installed-peers
 	@$(PY) bench/compare.py $(COMPARE_ARGS)
 	@$(PY) bench/where.py
 
+examples: $(VENV)/.installed-examples
+	@for script in $(EXAMPLES); do echo "==> $$script"; MPLBACKEND=Agg $(PY) $$script || exit 1; done
+	@$(VENV)/bin/mlx.launch -n 2 $(PY) examples/data_parallel.py
+
+notebooks: $(VENV)/.installed-notebooks
+	@$(PY) -m ipykernel install --sys-prefix --name python3 > /dev/null
+	@for script in $(EXAMPLES); do echo "==> $$script"; \
+	    $(VENV)/bin/jupytext --quiet --to notebook --execute --run-path . $$script \
+	    --output examples/notebooks/$$(basename $$script .py).ipynb || exit 1; done
+
+# Material's notice of a later mkdocs is none of ours.
+docs: $(VENV)/.installed-docs
+	@NO_MKDOCS_2_WARNING=1 $(PY) -m mkdocs build --strict --quiet
+	@echo "documentation in build/site"
+
+coverage: $(VENV)/.installed-test
+	@$(PY) -m pytest $(PYTEST_ARGS) --cov --cov-report=term-missing --cov-fail-under=95
+
+floors:
+	@PYTHON=$(PYTHON) sh tools/floors.sh
+
+package: $(VENV)/.installed-lint
+	@PY=$(PY) PYTHON=$(PYTHON) MLX_BACKEND=$(MLX_BACKEND) sh tools/package.sh
+
 clean:
 	rm -rf .venv .venv-* build dist examples/output bench/output
 	rm -rf .pytest_cache .ruff_cache .hypothesis
@@ -82,6 +114,15 @@ $(VENV)/.installed-demo: pyproject.toml | $(PY)
 
 $(VENV)/.installed-peers: pyproject.toml | $(PY)
 	$(call install,bench$(comma)peers)
+
+$(VENV)/.installed-examples: pyproject.toml | $(PY)
+	$(call install,examples)
+
+$(VENV)/.installed-notebooks: pyproject.toml | $(PY)
+	$(call install,examples$(comma)notebooks)
+
+$(VENV)/.installed-docs: pyproject.toml | $(PY)
+	$(call install,docs)
 
 $(VENV)/.installed-test: pyproject.toml | $(PY)
 	$(call install,test)

@@ -42,10 +42,10 @@ def _options(solver_args: Any) -> Mapping[str, Any]:
 class CvxpyLayer:
     r"""Solution map of a parametrized CVXPY problem, differentiable in its parameters.
 
-    .. code-block:: python
-
-        layer = CvxpyLayer(problem, parameters=[A, b], variables=[x])
-        (x_star,) = layer(A_values, b_values)
+    ```python
+    layer = CvxpyLayer(problem, parameters=[A, b], variables=[x])
+    (x_star,) = layer(A_values, b_values)
+    ```
 
     Layers copy and pickle, hold nothing of CVXPY, and have no parameters for an optimizer to
     find: as an attribute of an ``mlx.nn.Module`` one is neither trained nor saved.

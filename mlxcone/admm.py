@@ -1,8 +1,9 @@
 """One step of the operator splitting, in the verbs of the papers.
 
 Douglas-Rachford splitting of the optimality conditions (Stellato et al. 2020, OSQP; Garstka et
-al. 2021, COSMO; O'Donoghue 2021, SCS 3, without the homogenizing variable). The state is (x, w),
-w = s - y / rho, so that s = Pi_K(w) and y = rho (s - w) are complementary by construction:
+al. 2021, COSMO; O'Donoghue 2021, SCS 3, without the homogenizing variable; docs/mathematics.md,
+equation 4). The state is (x, w), w = s - y / rho, so that s = Pi_K(w) and y = rho (s - w) are
+complementary by construction:
 
     x~ = x - (P + rho_x I + A'R A)^-1 (P x + q + A'R (A x - b + 2 s - w)),      s~ = b - A x~,
     x <- x + alpha (x~ - x),      w <- w + alpha (s~ - s),      R = diag(rho).

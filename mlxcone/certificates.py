@@ -1,7 +1,8 @@
 """Certificates of infeasibility and unboundedness, found by projection and then verified.
 
 A certificate is a solution of a cone program of its own, which the method of multipliers solves
-to full precision from the direction in which the splitting drifts (Banjac et al. 2019):
+to full precision from the direction in which the splitting drifts (Banjac et al. 2019;
+docs/mathematics.md, equations 9 and 10):
 
     infeasible:  A'y = 0, b'y = -1, y in K*       the dual of  min t  s.t.  A w + b t + s = 0,
     unbounded:   P x = 0, q'x = -1, A x + s = 0, s in K.

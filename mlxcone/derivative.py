@@ -1,5 +1,7 @@
 """Tangent and adjoint of the solution map by the implicit function theorem on F(x, z) = 0.
 
+Equations 11 and 12 of docs/mathematics.md.
+
 Tangent:  J (dx, dz) = -(r ; t),  r = dP x + dA'y + dq,  t = dA x - db,  dy = D dz, ds = dy - dz.
 Adjoint:  J'g = -(x_bar ; D y_bar + (D - I) s_bar),  g = (g_x, g_z), then
           P_bar = sym(g_x x'),  q_bar = g_x,  A_bar = y g_x' + g_z x',  b_bar = -g_z.

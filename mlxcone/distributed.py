@@ -82,10 +82,10 @@ def sharded(
 ) -> Callable[..., Any]:
     """A function of a batch that shares the batch out over the processes.
 
-    .. code-block:: python
-
-        layer = mlxcone.distributed.sharded(CvxpyLayer(problem, [A, b], [x]), in_axes=(0, None))
-        (x_star,) = layer(A_batch, b_value)  # in every process, all lanes
+    ```python
+    layer = mlxcone.distributed.sharded(CvxpyLayer(problem, [A, b], [x]), in_axes=(0, None))
+    (x_star,) = layer(A_batch, b_value)  # in every process, all lanes
+    ```
 
     Every process must make the same calls with the same arrays. Batches need not divide evenly.
     Works under ``mx.grad``, ``value_and_grad``, ``vjp`` and ``jvp``; not under ``vmap`` and
@@ -153,7 +153,10 @@ def solve(
     """`mlxcone.solve` of a batch, shared out over the processes; see `sharded`.
 
     Args:
-        P, q, A, b: as for `mlxcone.solve`; without a batch, every process solves the problem.
+        P: as for `mlxcone.solve`.
+        q: as for `mlxcone.solve`.
+        A: as for `mlxcone.solve`.
+        b: as for `mlxcone.solve`; where nothing has a batch, every process solves the problem.
         cones: `Cones` or an SCS dict.
         group: of processes, by default all of them.
         **settings: of the solver, by name. With ``on_failure="raise"`` the lanes that a

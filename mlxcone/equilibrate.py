@@ -1,6 +1,6 @@
 """Ruiz equilibration and normalization (Ruiz 2001; O'Donoghue 2021, section 5; uniform in a cone).
 
-With d, e > 0 and scalars beta (primal) and gamma (dual):
+Equation 5 of docs/mathematics.md. With d, e > 0 and scalars beta (primal) and gamma (dual):
 
     A^ = E A D,  P^ = (gamma / beta) D P D,  q^ = gamma D q,  b^ = beta E b,
     x = D x^ / beta,  y = E y^ / gamma,  s = E^-1 s^ / beta.

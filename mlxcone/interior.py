@@ -1,6 +1,7 @@
 """Interior-point steps in float64 for lanes where Newton's method does not find its active set.
 
-The homogeneous embedding of a quadratic cone program (Goulart and Chen, arXiv 2405.12762),
+The homogeneous embedding of a quadratic cone program (Goulart and Chen, arXiv 2405.12762;
+docs/mathematics.md, equation 7),
 
     P x + A'y + q tau = 0,   A x + s = b tau,   kappa + x'P x / tau + q'x + b'y = 0,
 

@@ -1,4 +1,4 @@
-"""J reduced to n x n: factor and solve.
+"""J reduced to n x n: factor and solve (docs/mathematics.md, equation 6).
 
 With sigma, eps > 0 in place of the zero blocks, M = J + diag(sigma I, -eps I) has
 E = (1 + eps) I - D in its corner, which is easy to invert cone by cone. With W = D E^-1 (so that

@@ -1,6 +1,7 @@
 """Proximal method of multipliers with semismooth Newton steps, for lanes where Newton stalls.
 
-Outer iteration (Rockafellar 1976; as in QPALM and ProxQP): minimize over x the smooth convex
+Outer iteration (Rockafellar 1976; as in QPALM and ProxQP; docs/mathematics.md, equation 8):
+minimize over x the smooth convex
 
     phi(x) = 1/2 x'Px + q'x + sigma/2 |x - x_k|^2 + |Pi(y_k + R (A x - b))|^2 / (2 R)
 

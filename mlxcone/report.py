@@ -103,11 +103,11 @@ class Check(NamedTuple):
 class History(Watcher):
     """Keeps the residuals of every lane at every check of the splitting.
 
-    .. code-block:: python
-
-        with mlxcone.History() as history:
-            solution = mlxcone.solve(P, q, A, b, cones)
-        mlxcone.plots.residuals(history)
+    ```python
+    with mlxcone.History() as history:
+        solution = mlxcone.solve(P, q, A, b, cones)
+    mlxcone.plots.residuals(history)
+    ```
 
     ``checks`` has a `Check` for each check; ``rungs`` the rungs, (solve, name, lanes, seconds);
     ``statuses`` a list of status codes for each solve. ``iteration`` counts from the beginning of
@@ -139,10 +139,10 @@ class History(Watcher):
 class Progress(Watcher):
     """A bar of the lanes that have their verdict, by tqdm (the extra ``progress``).
 
-    .. code-block:: python
-
-        with mlxcone.Progress():
-            solution = mlxcone.solve(P, q, A, b, cones)
+    ```python
+    with mlxcone.Progress():
+        solution = mlxcone.solve(P, q, A, b, cones)
+    ```
 
     Args:
         **options: of ``tqdm.auto.tqdm``, such as ``desc`` or ``leave``.

@@ -5,7 +5,8 @@ are complementary for every z, and
 
     F(x, z) = [ P x + A'Pi(z) + q ;  A x + Pi(z) - z - b ],     J = [ P, A'D ; A, D - I ].
 
-(Busseti, Moursi, Boyd, arXiv 1811.02157, for the embedding; here with a quadratic objective.)
+(Busseti, Moursi, Boyd, arXiv 1811.02157, for the embedding; here with a quadratic objective:
+docs/mathematics.md, equation 3.)
 """
 
 from __future__ import annotations

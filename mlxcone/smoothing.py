@@ -5,7 +5,8 @@ differentiated as if it were x_mu, the minimizer of
 
     1/2 x'P x + q'x + mu f(s)    subject to    A x + s = b,
 
-f the logarithmic barrier of K: a smooth function of the data, with
+f the logarithmic barrier of K: a smooth function of the data, with (docs/mathematics.md, equation
+13)
 
     P x + A'y + q = 0,    A x + s = b,    s = mu g(y),
 

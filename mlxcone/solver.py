@@ -36,9 +36,10 @@ def solve(
 ) -> Solution:
     r"""Solve a batch of cone programs, differentiably.
 
-    .. math::
-        \text{minimize } \tfrac12 x^T P x + q^T x \quad
-        \text{subject to } A x + s = b,\ s \in K
+    \[
+    \text{minimize } \tfrac12 x^T P x + q^T x \quad
+    \text{subject to } A x + s = b,\ s \in K
+    \]
 
     Operator splitting in float32 (O'Donoghue 2021, arXiv 2004.02177; Stellato et al. 2020), then
     semismooth Newton in float64, and interior-point steps (arXiv 2405.12762) where that stalls;

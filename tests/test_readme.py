@@ -1,4 +1,4 @@
-"""What README.md shows must run, and what it tells a reader to type must exist."""
+"""What README.md and the documentation show must run, and what they name must exist."""
 
 import os
 import re
@@ -11,6 +11,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 README = ROOT / "README.md"
+PAGES = sorted((ROOT / "docs").rglob("*.md"))
 PYTHON_SPELLINGS = {"py", "python", "python3", "pycon", "ipython"}
 SHELL_SPELLINGS = {"sh", "bash", "shell", "console", "zsh"}
 
@@ -61,21 +62,81 @@ def test_python_is_always_spelled_python() -> None:
     assert odd == []
 
 
-@pytest.mark.parametrize("block", EXAMPLES, ids=[f"line{block.line}" for block in EXAMPLES])
-def test_example_runs(block: Block, tmp_path: Path) -> None:
-    """Each example runs by itself in a fresh process, as when a reader pastes it."""
-    script = tmp_path / "example.py"
-    # Blank lines in front make a traceback name the line of the README.
-    script.write_text("\n" * (block.line - 1) + block.code, encoding="utf-8")
+def run(script: str, where: str, tmp_path: Path) -> None:
+    """A script in a fresh process and folder."""
+    path = tmp_path / "example.py"
+    path.write_text(script, encoding="utf-8")
     done = subprocess.run(
-        [sys.executable, str(script)],
+        [sys.executable, str(path)],
         cwd=tmp_path,
         env={**os.environ, "MPLBACKEND": "Agg", "PYTHONPATH": str(ROOT)},
         capture_output=True,
         text=True,
         timeout=300,
     )
-    assert done.returncode == 0, f"README.md, line {block.line}:\n{done.stdout}{done.stderr}"
+    assert done.returncode == 0, f"{where}:\n{done.stdout}{done.stderr}"
+
+
+def placed(blocks: list[Block]) -> str:
+    """Their code, each line where it stands in the text, so that tracebacks name it."""
+    script = ""
+    for block in blocks:
+        script += "\n" * (block.line - 1 - script.count("\n")) + block.code
+    return script
+
+
+@pytest.mark.parametrize("block", EXAMPLES, ids=[f"line{block.line}" for block in EXAMPLES])
+def test_example_runs(block: Block, tmp_path: Path) -> None:
+    """Each example of the README runs by itself, as when a reader pastes it."""
+    run(placed([block]), f"README.md, line {block.line}", tmp_path)
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
+def test_page_runs(page: Path, tmp_path: Path) -> None:
+    """The examples of a page run one after the other."""
+    blocks = read_blocks(page.read_text(encoding="utf-8"))
+    odd = [b.line for b in blocks if b.language in PYTHON_SPELLINGS - {"python"}]
+    assert odd == []
+    examples = [block for block in blocks if block.language == "python"]
+    if examples:
+        run(placed(examples), str(page), tmp_path)
+
+
+def test_every_page_is_in_the_table_of_contents() -> None:
+    contents = (ROOT / "mkdocs.yml").read_text(encoding="utf-8")
+    for page in PAGES:
+        assert page.relative_to(ROOT / "docs").as_posix() in contents
+
+
+def test_public_names_are_documented() -> None:
+    """In the reference, each with a docstring of its own."""
+    import cvxpylayers_mlx
+    import mlxcone
+
+    for module in (mlxcone, cvxpylayers_mlx):
+        reference = (ROOT / "docs" / "api" / f"{module.__name__}.md").read_text(encoding="utf-8")
+        shown = set(re.findall(rf"^::: {module.__name__}\.(\w+)$", reference, re.M))
+        modules = {"distributed", "nn", "plots", "__version__"}  # with pages of their own
+        assert shown == set(module.__all__) - modules
+    for module in (mlxcone, cvxpylayers_mlx, mlxcone.nn):
+        for name in set(module.__all__) - {"__version__"}:
+            text = getattr(module, name).__doc__
+            assert text and len(text.split()) > 4, name
+
+
+def test_equations_that_are_cited_exist() -> None:
+    mathematics = (ROOT / "docs" / "mathematics.md").read_text(encoding="utf-8")
+    numbers = [int(n) for n in re.findall(r"\\tag\{(\d+)\}", mathematics)]
+    assert numbers == list(range(1, len(numbers) + 1))
+    cited: set[int] = set()
+    for path in (ROOT / "mlxcone").rglob("*.py"):
+        text = " ".join(path.read_text(encoding="utf-8").split())
+        for found in re.findall(r"docs/mathematics.md,? equations? ([\d, and]*\d)", text):
+            cited |= {int(n) for n in re.findall(r"\d+", found)}
+        for found in re.findall(r"[Ee]quations? ([\d, and]*\d) of docs/mathematics.md", text):
+            cited |= {int(n) for n in re.findall(r"\d+", found)}
+    assert cited <= set(numbers)
+    assert len(cited) >= 10
 
 
 def make_targets() -> set[str]:

@@ -22,10 +22,11 @@ class Plan(NamedTuple):
 class LinearMPC(nn.Module):
     r"""Optimal controls of a linear system over a horizon, within limits.
 
-    .. math::
-        \text{minimize } \tfrac12 \sum_{t=1}^{T} (x_t - r)^T Q (x_t - r)
-        + \tfrac12 \sum_{t=0}^{T-1} u_t^T R u_t \quad
-        \text{subject to } x_{t+1} = A x_t + B u_t, \; |u_t| \le u_{max}
+    \[
+    \text{minimize } \tfrac12 \sum_{t=1}^{T} (x_t - r)^T Q (x_t - r)
+    + \tfrac12 \sum_{t=0}^{T-1} u_t^T R u_t \quad
+    \text{subject to } x_{t+1} = A x_t + B u_t, \; |u_t| \le u_{max}
+    \]
 
     Amos et al. 2018, arXiv 1810.13400, with linear dynamics and states eliminated, so that the
     program has the controls as its only variables. Q and R are diagonal. Parameters of the module:

@@ -16,9 +16,10 @@ from mlxcone.solver import Solver
 class Projection(nn.Module):
     r"""The point of a convex set nearest to the input.
 
-    .. math::
-        \Pi(v) = \arg\min_x \tfrac12 \|x - v\|^2 \quad
-        \text{subject to } A (x, t) + s = b, \; s \in K
+    \[
+    \Pi(v) = \arg\min_x \tfrac12 \|x - v\|^2 \quad
+    \text{subject to } A (x, t) + s = b, \; s \in K
+    \]
 
     The set is a slice of the cone K, possibly with auxiliary variables t. Its derivative is that of
     `mlxcone.solve`. `Simplex`, `L1Ball`, `L2Ball`, `BoxSimplex` are such sets.
@@ -81,7 +82,8 @@ class BoxSimplex(Projection):
 
     Args:
         size (int): entries of x.
-        lower, upper (float): bounds of every entry.
+        lower (float): least value of every entry.
+        upper (float): largest value of every entry.
         total (float): their sum, between ``size * lower`` and ``size * upper``.
         **settings: of the solver, see `mlxcone.Settings`.
 

@@ -14,9 +14,10 @@ from mlxcone.solver import solve
 class QuadraticProgram(nn.Module):
     r"""A layer whose output minimizes a learnable quadratic over a learnable polyhedron.
 
-    .. math::
-        \text{minimize } \tfrac12 z^T (L L^T + \epsilon I) z + p^T z \quad
-        \text{subject to } A z = A z_0, \; G z \le G z_0 + s_0, \; s_0 > 0
+    \[
+    \text{minimize } \tfrac12 z^T (L L^T + \epsilon I) z + p^T z \quad
+    \text{subject to } A z = A z_0, \; G z \le G z_0 + s_0, \; s_0 > 0
+    \]
 
     Amos and Kolter 2017, arXiv 1703.00443, equations 2 and section 4: the right-hand sides keep z0
     feasible whatever is learned. Parameters of the module: L (``factor``), G (``inequality``), A

@@ -1,28 +1,29 @@
 r"""Property-based testing of conic solvers, in NumPy and hypothesis alone.
 
-Nothing here knows how a solver works. :mod:`mlxcone.testing.verifier` judges an answer by the
+Nothing here knows how a solver works. `mlxcone.testing.verifier` judges an answer by the
 optimality conditions or by the definition of a certificate, with the cones of
-:mod:`mlxcone.testing.projections`; :mod:`mlxcone.testing.manufacture` makes random problems whose
-answer is known by construction, :mod:`mlxcone.testing.structure` makes them degenerate,
-:mod:`mlxcone.testing.scaling` gives them awkward units, and :mod:`mlxcone.testing.claims` holds
-what a solver says against what is known. :mod:`mlxcone.testing.strategies` lets hypothesis draw and
+`mlxcone.testing.projections`; `mlxcone.testing.manufacture` makes random problems whose
+answer is known by construction, `mlxcone.testing.structure` makes them degenerate,
+`mlxcone.testing.scaling` gives them awkward units, and `mlxcone.testing.claims` holds
+what a solver says against what is known. `mlxcone.testing.strategies` lets hypothesis draw and
 shrink them:
 
-.. code-block:: python
+```python
+from hypothesis import given
+from mlxcone.testing import strategies
 
-    from hypothesis import given
-    from mlxcone.testing import strategies
-
-    @given(strategies.instances(max_n=20, max_m=30))
-    def test_my_solver(instance):
-        x, y, s = my_solver(*instance.data)
-        instance.check(x, y, s, tolerance=1e-6)
+@given(strategies.instances(max_n=20, max_m=30))
+def test_my_solver(instance):
+    x, y, s = my_solver(*instance.data)
+    instance.check(x, y, s, tolerance=1e-6)
+```
 
 Every problem has the form
 
-.. math::
-    \text{minimize } \tfrac12 x^T P x + q^T x
-    \quad \text{subject to } A x + s = b, \; s \in K,
+\[
+\text{minimize } \tfrac12 x^T P x + q^T x
+\quad \text{subject to } A x + s = b, \; s \in K,
+\]
 
 with K given as a dictionary in the format of SCS.
 """

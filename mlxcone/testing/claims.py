@@ -80,7 +80,7 @@ def find_fault(
         x: Solution or direction, shape (n,).
         y: Dual solution or certificate, shape (m,).
         s: Slack, shape (m,).
-        tolerance: Bound on :func:`measure`. A certificate, which is absolute, may exceed it by the
+        tolerance: Bound on `measure`. A certificate, which is absolute, may exceed it by the
             rounding of ``A'y`` or ``A x`` and ``P x``, up to a hundred tolerances.
 
     Returns:

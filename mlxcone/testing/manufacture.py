@@ -1,6 +1,6 @@
 """Random cone programs whose answer is known by construction.
 
-Only projections are needed, so any mix of the cones in :mod:`mlxcone.testing.projections` will do.
+Only projections are needed, so any mix of the cones in `mlxcone.testing.projections` will do.
 The idea, for problems with a solution, is SCS's: any vector z splits into y = proj_K*(z) and
 s = y - z, which lie in K* and K and are orthogonal (Moreau); then ``b = A x + s`` and
 ``q = -P x - A'y`` make (x, y, s) optimal for any A, x and positive semidefinite P.
@@ -59,7 +59,7 @@ class Instance:
         recipe: The call that makes this instance again, if known.
         condition: Condition number of the Jacobian of the optimality system at (x, y, s), where
             it was asked for: below about 1e6 they are unique and differentiable in the data.
-        spread: Largest over smallest factor by which units were changed (:mod:`.scaling`).
+        spread: Largest over smallest factor by which units were changed (`scaling`).
     """
 
     P: Array
@@ -144,7 +144,7 @@ def feasible(
             conditioned). Otherwise degenerate and non-unique solutions do occur.
 
     Returns:
-        An :class:`Instance` with ``expect == "solved"`` and x, y, s.
+        An `Instance` with ``expect == "solved"`` and x, y, s.
 
     Raises:
         ValueError: an argument is out of range, a cone is not supported, or ``unique`` cannot be
@@ -194,7 +194,7 @@ def infeasible(
         structure: What is degenerate about the constraints; nothing by default.
 
     Returns:
-        An :class:`Instance` with ``expect == "infeasible"`` and y, scaled to ``b'y = -1``.
+        An `Instance` with ``expect == "infeasible"`` and y, scaled to ``b'y = -1``.
 
     Raises:
         ValueError: an argument is out of range, a cone is not supported, or there are no rows.
@@ -241,7 +241,7 @@ def unbounded(
         structure: What is degenerate about the constraints; nothing by default.
 
     Returns:
-        An :class:`Instance` with ``expect == "unbounded"`` and x, s, scaled to ``q'x = -1``.
+        An `Instance` with ``expect == "unbounded"`` and x, s, scaled to ``q'x = -1``.
 
     Raises:
         ValueError: an argument is out of range or a cone is not supported.

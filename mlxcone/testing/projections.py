@@ -241,7 +241,7 @@ def cone_blocks(cones: ConeDict) -> list[Block]:
         cones: SCS dictionary; missing and empty keys mean "none".
 
     Returns:
-        One :class:`Block` for each cone that has rows.
+        One `Block` for each cone that has rows.
 
     Raises:
         ValueError: a key is unknown or not supported, or its value is not valid.
@@ -265,7 +265,7 @@ def cone_rows(cones: ConeDict) -> int:
         The number of rows m of A.
 
     Raises:
-        ValueError: as for :func:`cone_blocks`.
+        ValueError: as for `cone_blocks`.
     """
     return sum(block.rows for block in cone_blocks(cones))
 
@@ -280,7 +280,7 @@ def row_groups(cones: ConeDict) -> list[slice]:
         Slices of the m rows, in order.
 
     Raises:
-        ValueError: as for :func:`cone_blocks`.
+        ValueError: as for `cone_blocks`.
     """
     blocks = cone_blocks({key: value for key, value in cones.items() if key not in _SEPARABLE})
     sizes = [1] * sum(_count(cones, key) for key in _SEPARABLE) + [block.rows for block in blocks]

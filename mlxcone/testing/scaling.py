@@ -34,7 +34,7 @@ def rescale(
         cost: Positive factor of q (and of y).
 
     Returns:
-        The new :class:`~mlxcone.testing.Instance`, without a recipe.
+        The new `mlxcone.testing.Instance`, without a recipe.
 
     Raises:
         ValueError: a shape does not fit, a factor is not positive, or rows of one cone differ.
@@ -80,13 +80,13 @@ def rescale_at_random(
     Args:
         rng: Source of randomness.
         instance: Any instance.
-        rows: The factors of :func:`rescale` lie within this many decades of one.
+        rows: The factors of `rescale` lie within this many decades of one.
         columns: The same for columns.
         right: The same for the right-hand side.
         cost: The same for the cost.
 
     Returns:
-        The new :class:`~mlxcone.testing.Instance`.
+        The new `mlxcone.testing.Instance`.
     """
     groups = row_groups(instance.cones)
 

@@ -184,10 +184,10 @@ def instances(
         max_n: Bound on the number of variables, at least 1.
         max_m: Bound on the number of rows, at least 1.
         expect: "solved", "infeasible" or "unbounded"; None for about 80, 10 and 10 in a hundred.
-        kinds: Cones that may occur, as in :func:`cones`.
+        kinds: Cones that may occur, as in `cones`.
 
     Returns:
-        An :class:`~mlxcone.testing.Instance`; ``recipe`` is the call that makes it again.
+        An `mlxcone.testing.Instance`; ``recipe`` is the call that makes it again.
 
     Raises:
         ValueError: an argument out of range.
@@ -219,7 +219,7 @@ def structures(draw: Draw, n: int, m: int) -> Structure:
         m: Number of rows.
 
     Returns:
-        A :class:`~mlxcone.testing.structure.Structure`.
+        A `mlxcone.testing.structure.Structure`.
     """
     if not draw(st.booleans()):
         return Structure()
@@ -243,7 +243,7 @@ def batches(
 ) -> list[Instance]:
     """Draw programs of one shape and one cone, each with its own outcome, structure and units.
 
-    Half of the programs are degenerate (:func:`structures`), and rows, columns, right-hand side
+    Half of the programs are degenerate (`structures`), and rows, columns, right-hand side
     and cost are each scaled by up to 0, 1, 3 or 6 decades.
 
     Args:
@@ -251,7 +251,7 @@ def batches(
         max_n: Bound on the number of variables, at least 1.
         max_m: Bound on the number of rows, at least 1.
         max_lanes: Bound on the number of programs, at least 1.
-        kinds: Cones that may occur, as in :func:`cones`.
+        kinds: Cones that may occur, as in `cones`.
 
     Returns:
         1 to ``max_lanes`` instances with their ``condition`` and ``recipe``; what the cone does not

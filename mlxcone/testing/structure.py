@@ -1,7 +1,7 @@
 """Degenerate constraints: deficient rank, repeated and empty rows, empty columns, no interior.
 
 What a modeling layer hands to a solver is rarely the full-rank matrix of a random problem. A
-:class:`Structure` says what to spoil; :mod:`mlxcone.testing.manufacture` applies it to the
+`Structure` says what to spoil; `mlxcone.testing.manufacture` applies it to the
 constraints before it makes the answer, so the answer stays known.
 """
 

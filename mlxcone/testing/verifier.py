@@ -101,7 +101,7 @@ def verify_solution(
         s: Slack answer, shape (m,).
 
     Returns:
-        A :class:`Verdict`; its formulas are given there.
+        A `Verdict`; its formulas are given there.
 
     Raises:
         ValueError: a shape does not fit, P is not symmetric, or a cone is not supported.
@@ -174,7 +174,7 @@ def verify_unbounded(
         max(||P x||, ||A x + s||, ||s - proj_K(s)||)        (infinity norms),
 
     and without s, where the best s is the projection of -Ax, ``max(||P x||, dist(-A x, K))``. As in
-    :func:`verify_infeasible` it is not relative to the data: every dual feasible pair (x0, y0), if
+    `verify_infeasible` it is not relative to the data: every dual feasible pair (x0, y0), if
     there were one, has ``||x0||_1 + 2 ||y0||_1 >= 1 / violation``.
 
     Args:
@@ -238,7 +238,7 @@ def assert_solved(
 
     Raises:
         AssertionError: the answer is worse than the tolerance; the message lists every measure.
-        ValueError: as for :func:`verify_solution`.
+        ValueError: as for `verify_solution`.
     """
     verdict = verify_solution(P, q, A, b, cones, x, y, s)
     if not verdict.worst <= tolerance:
@@ -263,7 +263,7 @@ def assert_infeasible(
 
     Raises:
         AssertionError: the violation is above the tolerance.
-        ValueError: as for :func:`verify_infeasible`.
+        ValueError: as for `verify_infeasible`.
     """
     violation = verify_infeasible(A, b, cones, y)
     _require("infeasibility", violation, tolerance, "b'y", float(np.dot(b, y)))
@@ -296,7 +296,7 @@ def assert_unbounded(
 
     Raises:
         AssertionError: the violation is above the tolerance.
-        ValueError: as for :func:`verify_unbounded`.
+        ValueError: as for `verify_unbounded`.
     """
     violation = verify_unbounded(P, q, A, cones, x, s)
     _require("unboundedness", violation, tolerance, "q'x", float(np.dot(q, x)))
