@@ -84,13 +84,36 @@ class Canonical:
     variables: tuple[Recovery, ...]
 
 
+def _not_dpp(problem: Any, gp: bool) -> str:
+    """Which rule is broken, by what, and what to do."""
+    follows = "is_dgp" if gp else "is_dcp"
+    parts = [problem.objective, *problem.constraints]
+    # Whether it would be convex with numbers in the place of the parameters.
+    if any(not getattr(part, follows)() for part in parts):
+        rule = (
+            "log-log convex (DGP), all variables and parameters positive" if gp else "convex (DCP)"
+        )
+        fault = f"It is not {rule}, whatever its parameters"
+        culprits = [part for part in parts if not getattr(part, follows)()]
+    else:
+        fault = (
+            "Its parameters enter in a way that is convex, but not DPP: a product of two "
+            "parameters, or a nonlinear function of one, needs a new parameter for the result"
+        )
+        culprits = [part for part in parts if not getattr(part, follows)(dpp=True)]
+    shown = "; ".join(str(part) for part in culprits[:3])
+    where = f" Look at: {shown[:200]}." if shown else ""
+    kind = "log-log convex and DPP" if gp else "DPP"
+    return f"Problem must be {kind}. {fault}.{where}"
+
+
 def _validate(problem: Any, parameters: Any, variables: Any, gp: bool) -> None:
     if not isinstance(problem, cp.Problem):
         raise ValueError(f"problem: expected a cvxpy.Problem, got {type(problem).__name__}")
     # The solver takes P as data, so that it may be a parameter of a quadratic form.
     is_dpp: Any = problem.is_dpp
     if not (is_dpp("dgp") if gp else is_dpp(quad_form_dpp="qp")):
-        raise NotDPPError(f"Problem must be {'log-log convex and ' if gp else ''}DPP.")
+        raise NotDPPError(_not_dpp(problem, gp))
     for name, given in (("parameters", parameters), ("variables", variables)):
         if not isinstance(given, (list, tuple)):
             raise ValueError(f"The layer's {name} must be provided as a list or tuple")

@@ -16,7 +16,7 @@ from mlx.utils import tree_map
 from mlxcone import problem
 from mlxcone._linalg import on_cpu
 from mlxcone.cones.description import Cones
-from mlxcone.solution import Solution
+from mlxcone.solution import Solution, evaluated
 from mlxcone.solver import solve as solve_here
 
 _RANKS = (2, 1, 2, 1)  # of P, q, A and b without a batch axis
@@ -87,7 +87,8 @@ def sharded(
     (x_star,) = layer(A_batch, b_value)  # in every process, all lanes
     ```
 
-    Every process must make the same calls with the same arrays. Batches need not divide evenly.
+    Every process must make the same calls with the same arrays, and evaluate the gradients it asks
+    for, for each waits for the others'. Batches need not divide evenly.
     Works under ``mx.grad``, ``value_and_grad``, ``vjp`` and ``jvp``; not under ``vmap`` and
     ``compile``, which know no communication.
 
@@ -135,7 +136,8 @@ def sharded(
             raise error
         if failed:
             raise RuntimeError(f"sharded: {failed} of {team.size()} processes failed; see theirs")
-        return tree_map(lambda v: shares.gathered(v, team), outputs)
+        # Now, for a process that makes no use of the answers is waited for, too.
+        return evaluated(tree_map(lambda v: shares.gathered(v, team), outputs))
 
     return call
 

@@ -475,9 +475,9 @@ def clock(looks: float) -> Iterator[list[int]]:
         yield count
 
 
-# Looks that only note when a solve begins: for its own limit, the table's, the smoothing's, and for
+# Looks that only note when a solve begins: for its own limit, the smoothing's, and for
 # when to compile.
-BEGINNING = 4
+BEGINNING = 3
 
 
 def hard_batch() -> tuple[list[Any], tuple[Any, ...]]:

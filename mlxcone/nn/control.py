@@ -101,8 +101,8 @@ class LinearMPC(nn.Module):
                 raise ValueError(f"{name}: expected shape {state.shape}, got {value.shape}")
         if state.ndim < 1 or state.shape[-1] != n:
             raise ValueError(f"state: expected shape (..., {n}), got {state.shape}")
-        data = self._program(state, target)
-        controls = solve(*data, {"l": 2 * T * m}, **self._settings).x
+        P, q, A, b = self._program(state, target)
+        controls = solve(P, q, A, b, {"l": 2 * T * m}, **self._settings).x
         with mx.stream(mx.Device(mx.DeviceType.cpu)):
             start = state.reshape(-1, n).astype(mx.float64)
             F, G = self._response()

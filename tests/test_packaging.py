@@ -1,0 +1,42 @@
+"""What the files beside the code say of it."""
+
+from __future__ import annotations
+
+import re
+import tomllib
+from pathlib import Path
+
+import mlxcone
+
+ROOT = Path(__file__).resolve().parent.parent
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+
+
+def test_version_comes_from_one_place() -> None:
+    assert PROJECT["dynamic"] == ["version"]
+    citation = (ROOT / "CITATION.cff").read_text(encoding="utf-8")
+    assert re.search(r"^version: (.+)$", citation, re.M)[1] == mlxcone.__version__  # type: ignore[index]
+
+
+def test_nothing_else_is_needed_at_run_time() -> None:
+    names = {re.match(r"[\w-]+", line)[0] for line in PROJECT["dependencies"]}  # type: ignore[index]
+    assert names == {"mlx", "cvxpy", "numpy", "scipy"}
+
+
+def test_every_extra_says_why_it_is_there() -> None:
+    text = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
+    section = text.partition("[project.optional-dependencies]")[2].partition("\n[")[0]
+    explained = re.sub(r"^#.*\n((?:cpu|cuda12|cuda13) = .*\n)+", "", section, flags=re.M)
+    for name in PROJECT["optional-dependencies"]:
+        if name not in ("cpu", "cuda12", "cuda13"):
+            assert re.search(rf"^#.*\n{name} = ", explained, re.M), name
+
+
+def test_examples_have_their_notebooks() -> None:
+    alone = {"demo", "data_parallel"}  # the first is `make demo`, the second wants mlx.launch
+    scripts = {path.stem for path in (ROOT / "examples").glob("*.py")} - alone
+    notebooks = {path.stem for path in (ROOT / "examples" / "notebooks").glob("*.ipynb")}
+    assert scripts == notebooks
+    listed = (ROOT / "docs" / "examples.md").read_text(encoding="utf-8")
+    for name in scripts | alone:
+        assert f"`{name}.py`" in listed
