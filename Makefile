@@ -33,7 +33,7 @@ define install
 endef
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint format bench compare examples notebooks docs coverage floors package clean
+.PHONY: help demo test lint format bench compare examples notebooks docs coverage floors package nightly clean
 
 help:
 	@echo "make demo    learn the penalties of a lasso through 64 convex problems, and check the answer"
@@ -47,6 +47,7 @@ help:
 	@echo "make docs    build the documentation into build/site"
 	@echo "make coverage run the test suite and list the lines that it does not reach"
 	@echo "make floors  run the test suite with the oldest versions that are declared"
+	@echo "make nightly examples, coverage and floors"
 	@echo "make package build wheel and sdist, and try both in empty environments"
 	@echo "make clean   remove environments, caches and output"
 
@@ -102,6 +103,9 @@ floors:
 
 package: $(VENV)/.installed-lint
 	@PY=$(PY) PYTHON=$(PYTHON) MLX_BACKEND=$(MLX_BACKEND) sh tools/package.sh
+
+# What takes too long for every change.
+nightly: examples coverage floors
 
 clean:
 	rm -rf .venv .venv-* build dist examples/output bench/output

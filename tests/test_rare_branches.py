@@ -21,10 +21,9 @@ def solved(instance: manufacture.Instance, **settings: Any) -> mlxcone.Solution:
     return mlxcone.solve(*data, instance.cones, **settings)
 
 
-@pytest.mark.parametrize("seed", range(3))
-def test_multipliers_finish_what_nothing_else_may(seed: int) -> None:
+def test_multipliers_finish_what_nothing_else_may() -> None:
     """Ten iterations, no Newton steps and no interior points before them."""
-    instance = manufacture.feasible(np.random.default_rng(seed), 6, SIZES)
+    instance = manufacture.feasible(np.random.default_rng(0), 6, SIZES)
     found = solved(instance, max_iters=10, newton_iters=0, interior_iters=0)
     assert found.info.status.item() in (Status.SOLVED, Status.SOLVED_INACCURATE)
     instance.check(*(np.array(v) for v in found[:3]), tolerance=1e-6)
