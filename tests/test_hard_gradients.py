@@ -1,7 +1,7 @@
 """Gradients where the solution map has none: bounded, least-norm, and no trouble for other lanes.
 
-The judge is dense NumPy: the least-norm solution of the linear system of the optimality conditions
-at the point that the solver returned. Where a row is at a kink (its multiplier and its slack are
+The judge is dense NumPy: the least-norm solution, in x and y, of the linear system of the optimality
+conditions at the point that the solver returned. Where a row is at a kink (its multiplier and its slack are
 both zero) either derivative of the projection will do, and the bound is the largest of them all.
 """
 
@@ -134,20 +134,35 @@ def least_norm(matrix: Array, right: Array) -> Array:
     return np.linalg.lstsq(matrix, right, rcond=1e-9)[0]
 
 
+def reduced(case: Hard, active: Array) -> Array:
+    """The optimality conditions in x and the multipliers of active rows; slacks follow from x."""
+    P, _, A, _ = case.data
+    zero = np.zeros((active.sum(), active.sum()))
+    return np.block([[P, A[active].T], [A[active], zero]])
+
+
 def adjoint(case: Hard, D: Array, bars: list[Array]) -> tuple[Array, Array]:
-    """Gradients in q and b."""
+    """Gradients in q and b: the transpose of `tangent`."""
     x_bar, y_bar, s_bar = bars
-    right = -np.concatenate([x_bar, D * y_bar + (D - 1.0) * s_bar])
-    g = least_norm(jacobian(case, D).T, right)
-    return g[: x_bar.size], -g[x_bar.size :]
+    active, s_bar = D > 0, (1.0 - D) * s_bar
+    right = -np.concatenate([x_bar - case.A.T @ s_bar, y_bar[active]])
+    g, h = np.split(least_norm(reduced(case, active), right), [x_bar.size])
+    b_bar = s_bar.copy()
+    b_bar[active] = -h
+    return g, b_bar
 
 
 def tangent(case: Hard, D: Array, x: Array, y: Array, moved: list[Array]) -> list[Array]:
-    """Derivatives of x, y and s."""
+    """Derivatives of x, y and s: the shortest change of (x, y), and the slack that goes with it."""
     dP, dq, dA, db = moved
-    w = least_norm(jacobian(case, D), -np.concatenate([dP @ x + dA.T @ y + dq, dA @ x - db]))
-    dz = w[x.size :]
-    return [w[: x.size], D * dz, (D - 1.0) * dz]
+    active = D > 0
+    r, t = dP @ x + dA.T @ y + dq, dA @ x - db
+    dx, h = np.split(
+        least_norm(reduced(case, active), -np.concatenate([r, t[active]])), [x.size]
+    )
+    dy = np.zeros_like(y)
+    dy[active] = h
+    return [dx, dy, -(1.0 - D) * (case.A @ dx + t)]
 
 
 def size(parts: Any) -> float:
