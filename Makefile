@@ -116,8 +116,10 @@ clean:
 $(VENV)/.installed-demo: pyproject.toml | $(PY)
 	$(call install,bench$(comma)plot)
 
+# qpth asks for an older NumPy than CVXPY has, and works with the newer one.
 $(VENV)/.installed-peers: pyproject.toml | $(PY)
 	$(call install,bench$(comma)peers)
+	@$(PY) -m pip install --quiet --disable-pip-version-check --no-deps "qpth>=0.0.18"
 
 $(VENV)/.installed-examples: pyproject.toml | $(PY)
 	$(call install,examples)

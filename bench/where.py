@@ -50,7 +50,7 @@ PARTS: dict[str, list[tuple[Any, str]]] = {
         (splitting_factor, "explicit"),
         (splitting_factor.Pencil, "at"),
         (low_rank, "factor"),
-        (kkt, "reduced_inverse"),
+        (kkt, "root"),
         (problem, "is_positive_definite"),
     ],
     "products": [
