@@ -125,7 +125,9 @@ class Ladder:
         result = residuals.measure(self.program, self.scaling.neutral(), x, y, s, 0.0, 1.0)
         return mx.maximum(result.primal, result.dual)[:, None]
 
-    def _split(self, work: Splitting, dtype: mx.Dtype, handover: float) -> Splitting:
+    def _split(
+        self, work: Splitting, dtype: mx.Dtype, handover: float, drift_ends: bool = True
+    ) -> Splitting:
         """Splitting on the open lanes that have iterations left.
 
         In float32 a lane has a first budget in all, in float64 five times what it has spent.
@@ -138,24 +140,21 @@ class Ladder:
         if which:
             least, largest = min(spent[k] for k in which), max(spent[k] for k in which)
             wanted = first - least if dtype == mx.float32 else 4 * max(first, largest)
-            work = self.split(work, which, min(wanted, most - largest), dtype, handover)
+            how = dtype, self.device, handover, drift_ends
+            work = self.split(work, which, min(wanted, most - largest), how)
             drifting: Any = work.drifts.tolist()
             self.drifting = [k for k in which if drifting[k]]
         return work
 
-    def split(
-        self, work: Splitting, which: list[int], budget: int, dtype: mx.Dtype, handover: float
-    ) -> Splitting:
-        """Splitting on some lanes."""
+    def split(self, work: Splitting, which: list[int], budget: int, how: Any) -> Splitting:
+        """Splitting on some lanes; ``how`` is the `Loop`'s dtype to drift_ends."""
         chosen = lanes.some(which, self.program.lanes)
         local = Loop(
             self.program if chosen is None else self.program.take(chosen),
             self.scaling if chosen is None else self.scaling.take(chosen),
             self.cones,
             self.settings,
-            dtype,
-            self.device,
-            handover,
+            *how,
             self.calls,
         )
         part = lanes.take(work, chosen)
@@ -263,11 +262,13 @@ class Ladder:
         self.newton(best, min(_FIRST_STEPS, self.settings.newton_iters))
         self._certify_drifting(work)
         self.interior(best, self.drifting)
-        dtype, tries = mx.float32, _TRIES if self.cones.symmetric else 1
+        dtype, tries, drift_ends = mx.float32, _TRIES if self.cones.symmetric else 1, True
         while self.open_lanes() and time.monotonic() < self.deadline:
             handover *= _TIGHTER
             before = work.iterations
-            work = self._split(work, dtype, handover)
+            work = self._split(work, dtype, handover, drift_ends)
+            if not drift_ends and bool(mx.all(work.iterations == before).item()):
+                break
             again = self._refinement(work)
             self.newton(again, self.settings.newton_iters)
             self._certify_drifting(work)
@@ -281,9 +282,9 @@ class Ladder:
             if not self.central:
                 left = self.open_lanes()
                 self.certify(left, left, work.dx, work.dy)
-            # Stubborn lanes: more splitting, now in float64, and refinement from there.
-            if dtype == mx.float64 and bool(mx.all(work.iterations == before).item()):
-                break
+            # Stubborn lanes: more splitting, now in float64, and refinement from there. A drift
+            # that led to no certificate there may do so after many more iterations.
+            drift_ends = dtype == mx.float32
             dtype = mx.float32 if tries > 0 else mx.float64
         best.finish()
         result = best.measure()

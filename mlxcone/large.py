@@ -254,7 +254,7 @@ class _Search:
             chosen = lanes.some(which, self.program.lanes)
             local = self.program if chosen is None else self.program.take(chosen)
             scaling = self.scaling if chosen is None else self.scaling.take(chosen)
-            how = self.cones, self.settings, dtype, device, handover, EAGER
+            how = self.cones, self.settings, dtype, device, handover, True, EAGER
             one = _Iteration(self.blocks, local, scaling, *how)
             part = one.run(lanes.take(work, chosen), None, budget, report.of(chosen), deadline)
             work = Splitting(*(lanes.put(a, chosen, v) for a, v in zip(work, part, strict=True)))

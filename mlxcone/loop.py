@@ -142,6 +142,7 @@ def _chunk(
     cones: Product,
     settings: Settings,
     handover: float,
+    drift_ends: bool,
     interval: int,
     steps: int,
     program: Program,
@@ -167,8 +168,9 @@ def _chunk(
     else:
         dx, dy = now[0] - before[0], now[1] - before[1]
         drifts = mx.logical_and(_drifts(program, cones, now[0], now[1], dx, dy), sane)
-    ready = mx.logical_or(result.relative <= handover, result.violation <= 1.0)
-    stays = mx.logical_and(sane, mx.logical_not(mx.logical_or(ready, drifts)))
+    ends = mx.logical_or(result.relative <= handover, result.violation <= 1.0)
+    ends = mx.logical_or(ends, drifts) if drift_ends else ends
+    stays = mx.logical_and(sane, mx.logical_not(ends))
     state = State(
         *(mx.where(sane[:, None], new, old) for new, old in zip(state, start, strict=True))
     )
@@ -192,6 +194,7 @@ class Loop:
         dtype (mx.Dtype): arithmetic of the iteration.
         device (mx.Device): where float32 iterations run; float64 exists on the CPU only.
         handover (float): relative residual at which a lane stops; one that meets eps stops anyway.
+        drift_ends (bool): whether one whose drift resembles a certificate stops, too.
         calls (Calls): how its functions are called.
     """
 
@@ -204,12 +207,13 @@ class Loop:
         dtype: mx.Dtype,
         device: mx.Device,
         handover: float,
+        drift_ends: bool,
         calls: Calls,
     ) -> None:
         self.program, self.scaling, self.calls = program, scaling, calls
         self.cones, self.settings, self.dtype = cones, settings, dtype
         self.device = device if dtype == mx.float32 else mx.Device(mx.DeviceType.cpu)
-        self.handover = handover
+        self.handover, self.drift_ends = handover, drift_ends
         self.costly = cones.costly
         self.unit = admm.unit_weights(cones)
         self.fuses = dtype == mx.float32 and Fused.fits(program, cones)
@@ -236,10 +240,11 @@ class Loop:
             accelerated = self.dtype == mx.float64 or done > _PLAIN or self.costly
             memory = live.memory if accelerated else None
             interval = self.settings.acceleration_interval // (_SOONER if self.costly else 1)
+            fixed = self.cones, self.settings, self.handover, self.drift_ends
             with mx.stream(self.device):
                 check: _Check = self.calls.call(
                     _chunk,
-                    (self.cones, self.settings, self.handover, max(interval, 1), steps),
+                    (*fixed, max(interval, 1), steps),
                     live.program,
                     live.scaling,
                     live.op,

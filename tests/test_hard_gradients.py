@@ -1,8 +1,9 @@
 """Gradients where the solution map has none: bounded, least-norm, and no trouble for other lanes.
 
-The judge is dense NumPy: the least-norm solution, in x and y, of the linear system of the optimality
-conditions at the point that the solver returned. Where a row is at a kink (its multiplier and its slack are
-both zero) either derivative of the projection will do, and the bound is the largest of them all.
+The judge is dense NumPy: the least-norm solution, in x and y, of the linear system of the
+optimality conditions at the point that the solver returned. Where a row is at a kink (its
+multiplier and its slack are both zero) either derivative of the projection will do, and the bound
+is the largest of them all.
 """
 
 from __future__ import annotations
@@ -157,9 +158,7 @@ def tangent(case: Hard, D: Array, x: Array, y: Array, moved: list[Array]) -> lis
     dP, dq, dA, db = moved
     active = D > 0
     r, t = dP @ x + dA.T @ y + dq, dA @ x - db
-    dx, h = np.split(
-        least_norm(reduced(case, active), -np.concatenate([r, t[active]])), [x.size]
-    )
+    dx, h = np.split(least_norm(reduced(case, active), -np.concatenate([r, t[active]])), [x.size])
     dy = np.zeros_like(y)
     dy[active] = h
     return [dx, dy, -(1.0 - D) * (case.A @ dx + t)]
