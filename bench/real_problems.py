@@ -1,12 +1,13 @@
 """The real problems of data/conic: status, accuracy and time, beside SCS and Clarabel.
 
-    python bench/real_problems.py --data ../shared/data/conic [--only NAME ...] [--peers]
+    python bench/real_problems.py --data ../shared/data/conic [--only NAME ...] [--peers] [--add]
 
 Public test sets (Maros-Meszaros, Netlib, SDPLIB, DIMACS, CBLIB) in SCS's form with known optima.
 Float64 data, default settings, one process a problem. Answers are judged by `mlxcone.testing` from
 x, y, s and the data alone: KKT residual (the worst of primal, dual, gap and distances to the cones,
-relative) and error of the objective. The core set has n <= 600 and m <= 2500. Writes a table and a
-picture to bench/results. The exit code is 1 for a wrong "infeasible" or "unbounded", or a crash.
+relative) and error of the objective. The core set has n <= 600 and m <= 2500. Writes the rows, a
+table of them and a picture to bench/results. The exit code is 1 for a wrong "infeasible" or
+"unbounded", or a crash.
 """
 
 from __future__ import annotations
@@ -258,6 +259,49 @@ def summary(rows: list[dict[str, Any]]) -> str:
     return "\n".join(lines)
 
 
+def table(rows: list[dict[str, Any]]) -> str:
+    """In Markdown: a line for each problem, and for each solver how it ended."""
+    solvers = list(dict.fromkeys(row["solver"] for row in rows))
+    found = {(row["name"], row["solver"]): row for row in rows}
+    lines = ["| problem | n | m | " + " | ".join(solvers) + " |", "|---" * (3 + len(solvers)) + "|"]
+    for name in sorted({row["name"] for row in rows}):
+        cells = [_cell(found.get((name, solver))) for solver in solvers]
+        first = next(row for row in rows if row["name"] == name)
+        lines.append(f"| {name} | {first['n']} | {first['m']} | " + " | ".join(cells) + " |")
+    return "\n".join(lines) + "\n"
+
+
+def _cell(row: dict[str, Any] | None) -> str:
+    if row is None:
+        return ""
+    verdict = "exact" if is_exact(row) else "right" if is_right(row) else "missed"
+    verdict = "**wrong**" if is_wrong(row) else verdict
+    size = f", {row['kkt']:.0e}" if np.isfinite(row["kkt"]) else ""
+    return f"{verdict}{size}, {row['seconds']:.1f} s"
+
+
+def draw(rows: list[dict[str, Any]], path: Path) -> None:
+    """How many problems of the core set are solved exactly within a time."""
+    try:
+        import matplotlib
+
+        matplotlib.use("Agg")
+        import matplotlib.pyplot as plt
+    except ImportError:
+        return
+    figure, axis = plt.subplots(figsize=(6.5, 4))
+    core = [row for row in rows if is_core(row)]
+    for solver in dict.fromkeys(row["solver"] for row in core):
+        times = sorted(r["seconds"] for r in core if r["solver"] == solver and is_exact(r))
+        if times:
+            axis.step([*times, LIMIT], [*range(1, len(times) + 1), len(times)], label=solver)
+    axis.axhline(len({row["name"] for row in core}), color="0.7", linewidth=0.8)
+    axis.set(xscale="log", xlabel="seconds", ylabel="problems solved to 1e-6 (objective 1e-5)")
+    axis.legend(loc="lower right")
+    figure.tight_layout()
+    figure.savefig(path, dpi=130)
+
+
 def main() -> int:
     """Run the command line."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
@@ -268,6 +312,7 @@ def main() -> int:
     parser.add_argument("--peers", action="store_true", help="SCS and Clarabel in the same run")
     parser.add_argument("--limit", type=float, default=LIMIT + 20.0)
     parser.add_argument("--workers", type=int, default=2)
+    parser.add_argument("--add", action="store_true", help="to the results that there are")
     parser.add_argument("--one", type=Path)
     parser.add_argument("--solver", default="mlxcone", choices=SOLVERS)
     args = parser.parse_args()
@@ -283,8 +328,8 @@ def main() -> int:
         shapes = {p: load(p)["A"].shape for p in paths}
         small = {p: shapes[p][1] <= 600 and shapes[p][0] <= 2500 for p in paths}
         paths = [p for p in paths if small[p] == args.core]
-    solvers = ["mlxcone", "scs", "clarabel"] if args.peers else [args.solver]
-    rows = []
+    solvers = list(SOLVERS) if args.peers else [args.solver]
+    rows: list[dict[str, Any]] = []
     with ThreadPoolExecutor(args.workers) as pool:
         jobs = [pool.submit(run, p, solver, args.limit) for p in paths for solver in solvers]
         for job in jobs:
@@ -300,7 +345,14 @@ def main() -> int:
             )
     print(summary(rows))
     RESULTS.mkdir(exist_ok=True)
-    (RESULTS / "real_problems.json").write_text(json.dumps(rows, indent=1))
+    path, every = RESULTS / "real_problems.json", rows
+    if args.add and path.exists():
+        new = {(row["name"], row["solver"]) for row in rows}
+        every = [r for r in json.loads(path.read_text()) if (r["name"], r["solver"]) not in new]
+        every = sorted(every + rows, key=lambda row: list(SOLVERS).index(row["solver"]))
+    path.write_text(json.dumps(every, indent=1))
+    path.with_suffix(".md").write_text(table(every))
+    draw(every, path.with_suffix(".png"))
     bad = [
         r["name"]
         for r in rows
