@@ -26,6 +26,7 @@ from mlxcone.residuals import dot, norm
 _ROUNDING = 1e-15  # of a ray, relative to its size
 _LOOSE = 100.0  # eps that the rounding of a drift's own terms may come to
 _SIGN = 1e-12  # of the terms of a value: less may be zero
+_PATIENCE = 24  # rounds without halving the violation; from zero, certificates have taken 17
 _AIM = 1e-4  # share of eps aimed at: the certificate then hardly depends on where it started
 
 
@@ -128,7 +129,8 @@ def _polished(
             return judge(chosen[some], x, y, s)
 
         part = program.take(chosen)
-        found, _ = multipliers.solve(part, cones, x[chosen], y[chosen], local, most, deadline)
+        start = x[chosen], y[chosen]
+        found, _ = multipliers.solve(part, cones, *start, local, most, deadline, _PATIENCE)
         best = put_tree(best, chosen, found)
     return best
 

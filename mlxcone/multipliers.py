@@ -67,9 +67,18 @@ def _multiplier(program: Program, cones: Product, point: Point) -> tuple[mx.arra
 
 
 def _search(
-    cones: Product, u: mx.array, row: mx.array, penalty: mx.array, slope: mx.array, curve: mx.array
+    cones: Product,
+    u: mx.array,
+    row: mx.array,
+    penalty: mx.array,
+    slope: mx.array,
+    curve: mx.array,
+    unused: mx.array,
 ) -> mx.array:
-    """Step length (B, 1): regula falsi on phi'(t) = slope + t curve + row'Pi(u + t R row)."""
+    """Step length (B, 1): regula falsi on phi'(t) = slope + t curve + row'Pi(u + t R row).
+
+    Lanes that make no step are not waited for.
+    """
 
     def derivative(t: mx.array) -> mx.array:
         return slope + t * curve + dot(row, cones.project_dual(u + t * penalty * row))[:, None]
@@ -77,7 +86,7 @@ def _search(
     low, high = mx.zeros_like(slope), mx.ones_like(slope)
     at_low, at_high = derivative(low), derivative(high)
     goal = _SLOPE * mx.abs(at_low)
-    done = at_high <= goal
+    done = unused | (at_high <= goal)
     step = mx.ones_like(slope)
     for k in range(_SEARCH):
         if bool(mx.all(done).item()):
@@ -125,8 +134,8 @@ def advance(program: Program, cones: Product, point: Point) -> Point:
     dx, ok = _direction(program, cones, point, u, gradient)
     curve = dot(dx, program.P_times(dx))[:, None] + sigma * dot(dx, dx)[:, None]
     slope = dot(dx, smooth)[:, None]
-    step = _search(cones, u, program.A.times(dx), R, slope, curve)
     failed = mx.logical_not(ok) | (point.inner_steps >= _PATIENCE)
+    step = _search(cones, u, program.A.times(dx), R, slope, curve, solved | failed)
 
     slow = primal > 0.2 * point.last_primal
     penalty = mx.minimum(mx.where(slow, 5.0 * R, R), _MOST_PENALTY)
@@ -155,6 +164,7 @@ def solve(
     judge: Judge,
     most: int,
     deadline: float,
+    patience: int | None = None,
 ) -> tuple[Best, int]:
     """Run every lane until ``judge`` says at most 1, or the budget is spent.
 
@@ -165,6 +175,7 @@ def solve(
         judge: ``judge(lanes, x, y, s)`` gives the violation of a sub-batch, (len(lanes),).
         most (int): factorizations per lane.
         deadline (float): value of ``time.monotonic()`` at which to stop.
+        patience (int): rounds without halving the violation that end a lane; None for any number.
 
     Returns:
         tuple: the best iterate of every lane and the number of rounds.
@@ -174,6 +185,7 @@ def solve(
     s = cones.project(program.b - program.A.times(x))
     best = Best(x, y, s, mx.full((total,), mx.inf, dtype=x.dtype))
     chosen, local, point = everyone, program, start(x, y)
+    reference, idle = best.violation, mx.zeros((total,), dtype=mx.int32)
     for count in range(1, most + 1):
         point = advance(local, cones, point)
         u, y_now = _multiplier(local, cones, point)
@@ -186,11 +198,16 @@ def solve(
             for old, new in zip(best, now, strict=True)
         ]
         best = Best(*(lanes.put(a, chosen, v) for a, v in zip(best, kept, strict=True)))
-        mx.eval(point, best)
-        left = lanes.where_true(best.violation[chosen] > 1.0)
+        progress = violation < 0.5 * reference
+        reference = mx.where(progress, violation, reference)
+        idle = mx.where(progress, 0, idle + 1)
+        mx.eval(point, best, reference, idle)
+        goes_on = best.violation[chosen] > 1.0
+        left = lanes.where_true(goes_on if patience is None else goes_on & (idle < patience))
         if not left or time.monotonic() > deadline:
             return best, count
         if 2 * len(left) <= chosen.shape[0]:
             keep = lanes.bucket(left, chosen.shape[0])
             chosen, local, point = chosen[keep], local.take(keep), lanes.take(point, keep)
+            reference, idle = reference[keep], idle[keep]
     return best, most
