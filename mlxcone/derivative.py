@@ -12,8 +12,9 @@ last sweep. With s^ = (I - D) s_bar,
     J'(dx, dy) = -(r ; D t),                             ds = -(I - D)(A dx + dy + t);
     J'(g_x, h) = -(x_bar - A's^ ; D (y_bar - s^)),       g_z = h - s^.
 
-Where J is singular, both are least-norm in equilibrated variables (`kkt.Jacobian.solve_range`): a
-direction in which the solution is not unique is no part of them, and gradients stay bounded.
+Where J is singular, both are least-norm, in x and y, in equilibrated variables
+(`kkt.Jacobian.solve_range`): a direction in which the solution is not unique is no part of them,
+and gradients stay bounded.
 
 Both are plain graphs of `mlx.core` operations around a constant factor, so that vmap applies to
 them as to any other graph, and differentiating them once more differentiates the sweeps of
