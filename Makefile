@@ -33,7 +33,8 @@ define install
 endef
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint format bench compare examples notebooks docs coverage floors package nightly clean
+.PHONY: help demo test lint format bench compare examples notebooks docs coverage floors package
+.PHONY: nightly thorough clean
 
 help:
 	@echo "make demo    learn the penalties of a lasso through 64 convex problems, and check the answer"
@@ -48,6 +49,7 @@ help:
 	@echo "make coverage run the test suite and list the lines that it does not reach"
 	@echo "make floors  run the test suite with the oldest versions that are declared"
 	@echo "make nightly examples, coverage and floors"
+	@echo "make thorough measure correctness at full length (hours); DATA=DIRECTORY for real problems, too"
 	@echo "make package build wheel and sdist, and try both in empty environments"
 	@echo "make clean   remove environments, caches and output"
 
@@ -106,6 +108,9 @@ package: $(VENV)/.installed-lint
 
 # What takes too long for every change.
 nightly: examples coverage floors
+
+thorough: $(VENV)/.installed-test $(VENV)/.installed-demo
+	@PY=$(PY) DATA=$(DATA) sh tools/thorough.sh
 
 clean:
 	rm -rf .venv .venv-* build dist examples/output bench/output
