@@ -146,7 +146,13 @@ class Ladder:
             self.drifting = [k for k in which if drifting[k]]
         return work
 
-    def split(self, work: Splitting, which: list[int], budget: int, how: Any) -> Splitting:
+    def split(
+        self,
+        work: Splitting,
+        which: list[int],
+        budget: int,
+        how: tuple[mx.Dtype, mx.Device, float, bool],
+    ) -> Splitting:
         """Splitting on some lanes; ``how`` is the `Loop`'s dtype to drift_ends."""
         chosen = lanes.some(which, self.program.lanes)
         local = Loop(
