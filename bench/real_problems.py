@@ -289,8 +289,10 @@ def draw(rows: list[dict[str, Any]], path: Path) -> None:
         import matplotlib.pyplot as plt
     except ImportError:
         return
-    figure, axis = plt.subplots(figsize=(6.5, 4))
     core = [row for row in rows if is_core(row)]
+    if not core:
+        return
+    figure, axis = plt.subplots(figsize=(6.5, 4))
     for solver in dict.fromkeys(row["solver"] for row in core):
         times = sorted(r["seconds"] for r in core if r["solver"] == solver and is_exact(r))
         if times:
