@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import importlib
 import re
 import tomllib
 from pathlib import Path
+
+import pytest
 
 import mlxcone
 
@@ -30,6 +33,13 @@ def test_every_extra_says_why_it_is_there() -> None:
     for name in PROJECT["optional-dependencies"]:
         if name not in ("cpu", "cuda12", "cuda13"):
             assert re.search(rf"^#.*\n{name} = ", explained, re.M), name
+
+
+def test_what_the_profile_times_is_there(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(ROOT / "bench"))
+    where = importlib.import_module("where")
+    for owner, name in (place for places in where.PARTS.values() for place in places):
+        assert hasattr(owner, name), (owner, name)
 
 
 def test_examples_have_their_notebooks() -> None:

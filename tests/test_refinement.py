@@ -288,6 +288,19 @@ def test_multipliers_stop_at_the_budget_and_at_the_deadline() -> None:
     assert np.isfinite(np.array(best.x)).all()
 
 
+def test_multipliers_give_up_lanes_that_come_no_nearer() -> None:
+    instances = [regular(k) for k in range(3)]
+    start = wide(np.zeros((3, N))), wide(np.zeros((3, M)))
+
+    def stuck(lanes: mx.array, x: mx.array, y: mx.array, s: mx.array) -> mx.array:
+        return mx.full(lanes.shape, 1e9, dtype=mx.float64)
+
+    program = program_of(instances)
+    for patience, expected in ((5, 6), (None, 9)):  # the first round is better than nothing
+        _, rounds = multipliers.solve(program, PRODUCT, *start, stuck, 9, FOREVER, patience)
+        assert rounds == expected
+
+
 # --- certificates ---------------------------------------------------------------------------------
 
 
