@@ -6,8 +6,8 @@ Each case runs in a process of its own, in which the ways take turns: forward, t
 backward, so that a slow minute of the machine meets all of them. Times are medians in
 milliseconds a batch; errors are those of the answers, relative to Clarabel's at 1e-12. A way that
 cannot do a case is left out of it, and one that would take too long is extrapolated from a smaller
-batch and marked. Prints tables of times and ratios, writes bench/results/compare.json and a
-picture of it.
+batch and marked. Prints tables of times and ratios, writes bench/results/compare.json, and
+a table in Markdown and a picture of it.
 """
 
 from __future__ import annotations
@@ -125,6 +125,18 @@ def table(rows: list[dict[str, Any]]) -> str:
     return "\n".join(lines)
 
 
+def markdown(rows: list[dict[str, Any]]) -> str:
+    """A line for each case and batch size: milliseconds forward, and forward and backward."""
+    ways = [w for w in WAYS if any(r["way"] == w for r in rows)]
+    lines = ["| layer | batch | " + " | ".join(ways) + " |", "|---" * (2 + len(ways)) + "|"]
+    for case, batch in dict.fromkeys((r["case"], r["batch"]) for r in rows):
+        found = [_find(rows, case, batch, w) for w in ways]
+        times = [[row[k] for k in ("forward", "both") if k in row] for row in found]
+        cells = [", ".join(f"{t:.3g}" for t in some) for some in times]
+        lines.append(f"| {CASES[case].name} | {batch} | " + " | ".join(cells) + " |")
+    return "\n".join(lines) + "\n"
+
+
 def growth(rows: list[dict[str, Any]]) -> str:
     """How our cost depends on the batch size: per problem, relative to that at B = 1 and 32."""
     lines = ["", f"{OURS}: cost of a problem, B = 1 over 256, and 4096 over 32"]
@@ -214,6 +226,7 @@ def main() -> int:
         rows.sort(key=lambda row: (list(CASES).index(row["case"]), row["batch"]))
     print(table(rows) + "\n" + growth(rows))
     path.write_text(json.dumps(rows, indent=1))
+    (RESULTS / f"{name}.md").write_text(markdown(rows))
     draw(rows, RESULTS / f"{name}.png")
     return 0
 

@@ -11,6 +11,7 @@ import mlx.core as mx
 import numpy as np
 import scipy.sparse as sp
 from cvxpy import error, settings
+from cvxpy.atoms.quad_form import QuadForm
 from cvxpy.utilities import scopes
 
 import mlxcone
@@ -94,12 +95,18 @@ def _not_dpp(problem: Any, gp: bool) -> str:
             "log-log convex (DGP), all variables and parameters positive" if gp else "convex (DCP)"
         )
         fault = f"It is not {rule}, whatever its parameters"
+        fault += "" if gp or not problem.is_dgp() else ". It is log-log convex: pass gp=True"
         culprits = [part for part in parts if not getattr(part, follows)()]
     else:
         fault = (
             "Its parameters enter in a way that is convex, but not DPP: a product of two "
             "parameters, or a nonlinear function of one, needs a new parameter for the result"
         )
+        if any(QuadForm in constraint.atoms() for constraint in problem.constraints):
+            fault += (
+                "; quad_form(x, P) with P a parameter may stand in the objective only, in a "
+                "constraint write sum_squares(R @ x) with a parameter R, R'R = P"
+            )
         culprits = [part for part in parts if not getattr(part, follows)(dpp=True)]
     shown = "; ".join(str(part) for part in culprits[:3])
     where = f" Look at: {shown[:200]}." if shown else ""
@@ -124,13 +131,21 @@ def _validate(problem: Any, parameters: Any, variables: Any, gp: bool) -> None:
                     f"{name}: expected a list of cvxpy.{kind.__name__}, got a "
                     f"{type(each).__name__} in it"
                 )
-    wanted = {p.id for p in problem.parameters()}
-    if wanted != {p.id for p in parameters} or len(parameters) != len(wanted):
-        raise ValueError("The layer's parameters must exactly match problem.parameters")
-    own = {v.id for v in problem.variables()}
-    own |= {d.id for c in problem.constraints for d in c.dual_variables}
+    own, given = problem.parameters(), [p.id for p in parameters]
+    faults = {
+        "missing": [p for p in own if p.id not in given],
+        "not in the problem": [p for p in parameters if p.id not in {o.id for o in own}],
+        "given twice": [p for k, p in enumerate(parameters) if p.id in given[:k]],
+    }
+    if any(faults.values()):
+        told = (f"{k}: {', '.join(p.name() for p in v)}" for k, v in faults.items() if v)
+        raise ValueError(
+            f"The layer's parameters must exactly match problem.parameters ({'; '.join(told)})"
+        )
+    ids = {v.id for v in problem.variables()}
+    ids |= {d.id for c in problem.constraints for d in c.dual_variables}
     for variable in variables:
-        if variable.id not in own:
+        if variable.id not in ids:
             raise ValueError(
                 f"Variable {variable} must be a subset of problem.variables or a constraint dual "
                 "variable"

@@ -92,6 +92,7 @@ class CvxpyLayer:
         )
         native = name == "MLXCONE"
         self._solver = Native(form, options) if native else Foreign(form, name, options)
+        self._names = [p.name() for p in parameters]
         self._shapes = [tuple(p.shape) for p in parameters]
         self._complex = [p.is_complex() for p in parameters]
 
@@ -138,7 +139,11 @@ class CvxpyLayer:
         wrong = parameter_vector.wrong_sign(checked, form.signs)
         read = functools.partial(self._data, selected)
         # CVXPY took its sign for granted, so there is no problem to solve: the lane fails.
-        found = self._solver(read, _options(solver_args), wrong)
+        try:
+            found = self._solver(read, _options(solver_args), wrong)
+        except mlxcone.SolverError as error:
+            told = parameter_vector.faults(checked, form.signs, form.picks, self._names)
+            raise mlxcone.SolverError(error.statuses, told) from None
         # Nothing batched reached the data of a batched call: every lane has the same answer.
         x, y = (v if v.ndim == 2 else v[None] for v in (found.x, found.y))
         values = [recover.value(x, y, v, checked.dtype) for v in form.variables]

@@ -12,7 +12,10 @@ import mlxcone
 from cvxpylayers_mlx.canonicalize import Canonical
 from cvxpylayers_mlx.dualize import Dual
 from cvxpylayers_mlx.eliminate import Elimination
+from cvxpylayers_mlx.parameters import have_numbers
 from cvxpylayers_mlx.program import Read, Whole, spoiled
+
+_OWN = ("warm_start",)  # what only a layer has
 
 
 class Native:
@@ -33,7 +36,7 @@ class Native:
         self._program = Elimination.of(form) or Dual.of(form) or self._whole
         rest = {"on_failure": "raise", **options}
         self._warm_start = rest.pop("warm_start", None)
-        self._settings = mlxcone.Settings().override(rest)
+        self._settings = mlxcone.Settings().override(rest, _OWN)
         self._last: tuple[np.ndarray, ...] | None = None
 
     def __call__(
@@ -45,11 +48,11 @@ class Native:
         """
         rest = dict(options)
         warm = rest.pop("warm_start", self._warm_start)
-        settings, program = self._settings.override(rest), self._program
+        settings, program = self._settings.override(rest, _OWN), self._program
         data = spoiled(program.read(read), wrong)
         # Statuses that are exchanged first are looked at here, if they can be.
         raises = program.turned and settings.on_failure == "raise"
-        if raises and not _have_numbers(data[:4]):
+        if raises and not have_numbers(data[:4]):
             program, raises = self._whole, False
             data = spoiled(program.read(read), wrong)
         if raises:
@@ -79,17 +82,6 @@ class Native:
         if warm is None or warm is False:
             return None
         return getattr(warm, "canonical", warm)
-
-
-def _have_numbers(arrays: tuple[Any, ...]) -> bool:
-    """Whether arrays can be evaluated; not under ``mx.vmap`` and ``mx.compile``."""
-    try:
-        mx.eval(arrays)
-    except (RuntimeError, ValueError) as error:
-        if "transform" not in str(error):
-            raise
-        return False
-    return True
 
 
 def _check(status: mx.array) -> None:

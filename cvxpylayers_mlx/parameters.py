@@ -72,11 +72,9 @@ def check(
         batched = len(got) > len(shape)
         if got[len(got) - len(shape) :] != shape:
             wanted = f"(batch_size, {', '.join(map(str, shape))})" if batched else str(shape)
-            kind = "batched shape" if batched else "shape"
+            kind = "Expected batched shape" if batched else "Expected"
             raise ValueError(
-                f"Invalid parameter shape for parameter {i}. Expected {kind}: {wanted}, Got: {got}"
-                if batched
-                else f"Invalid parameter shape for parameter {i}. Expected: {wanted}, Got: {got}"
+                f"Invalid parameter shape for parameter {i}. {kind}: {wanted}, Got: {got}"
             )
         sizes.append(got[0] if batched else -1)
     present = {size for size in sizes if size >= 0}
@@ -108,12 +106,61 @@ def wrong_sign(checked: Checked, signs: Sequence[int]) -> mx.array | None:
     for value, sign, batched in zip(checked.values, signs, checked.batched, strict=True):
         if not sign or not value.size:
             continue
-        flat = sign * value.reshape(value.shape[0] if batched else 1, -1)
-        # Not below zero beyond rounding; NaN is found elsewhere.
-        here = mx.min(flat, axis=1) < -_ROUNDING * mx.max(mx.abs(flat), axis=1)
+        here = _below_zero(sign * _flat(value, batched))
         here = here if batched else here[0]
         wrong = here if wrong is None else mx.logical_or(wrong, here)
     return wrong
+
+
+def have_numbers(arrays: Sequence[mx.array | None]) -> bool:
+    """Whether arrays can be evaluated; not under ``mx.vmap`` and ``mx.compile``."""
+    try:
+        mx.eval(arrays)
+    except (RuntimeError, ValueError) as error:
+        if "transform" not in str(error):
+            raise
+        return False
+    return True
+
+
+def _flat(value: mx.array, batched: bool) -> mx.array:
+    return value.reshape(value.shape[0] if batched else 1, -1)
+
+
+def _below_zero(flat: mx.array) -> mx.array:
+    """Whether an entry is, beyond rounding; not for NaN."""
+    return mx.min(flat, axis=1) < -_ROUNDING * mx.max(mx.abs(flat), axis=1)
+
+
+def faults(
+    checked: Checked, signs: Sequence[int], picks: Sequence[Pick], names: Sequence[str]
+) -> dict[int, str]:
+    """What is wrong with the parameters of the lanes, as far as one sees it by looking at them.
+
+    Evaluates them, if that can be done. Arguments as for `wrong_sign` and `select`, and the names
+    of the parameters.
+    """
+    if not have_numbers(checked.values):
+        return {}
+    logarithms = {p.parameter for p in picks if p.component == "logarithm"}
+    found: dict[int, str] = {}
+    for i, (value, sign) in enumerate(zip(checked.values, signs, strict=True)):
+        if not value.size:
+            continue
+        flat = _flat(value, checked.batched[i])
+        kinds = {"holds NaN or infinity": mx.logical_not(mx.all(mx.isfinite(flat), axis=1))}
+        if i in logarithms:
+            kinds["has to be positive"] = mx.min(flat, axis=1) <= 0
+        elif sign:
+            kind = "has to be nonnegative" if sign > 0 else "has to be nonpositive"
+            kinds[kind] = _below_zero(sign * flat)
+        for kind, here in kinds.items():
+            holds: Any = here.tolist()
+            lanes = holds if checked.batched[i] else holds * (checked.batch or 1)
+            for lane, fault in enumerate(lanes):
+                if fault:
+                    found.setdefault(lane, f"parameter {i} ({names[i]}) {kind}")
+    return found
 
 
 def _is_complex(array: mx.array) -> bool:
@@ -166,7 +213,7 @@ def flatten(
         if not wanted:
             pieces.append(mx.zeros((lanes, pick.index.size), dtype=dtype))
             continue
-        flat = value.reshape(value.shape[0] if batched else 1, -1)
+        flat = _flat(value, batched)
         piece = mx.take(flat, pick.index, axis=1)
         if pick.mirror is not None:
             piece = 0.5 * (piece + pick.sign * mx.take(flat, pick.mirror, axis=1))

@@ -1,7 +1,7 @@
 # %% [markdown]
 # # A portfolio with transaction costs, end to end
 #
-# A linear model forecasts tomorrow's returns of eight assets; a portfolio is chosen by a convex
+# A linear model forecasts tomorrow's returns of six assets; a portfolio is chosen by a convex
 # program that weighs forecast, risk and the cost of trading. The usual way fits the forecast by
 # least squares and then optimizes. Here each signal gets a weight in the forecast that is trained
 # for what the portfolio earns after costs, by differentiating through the program.

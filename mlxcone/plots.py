@@ -51,9 +51,11 @@ def residuals(history: History, solve: int = 0, axes: Any = None) -> Any:
         The axes.
 
     Raises:
-        ValueError: there was no such solve.
+        ValueError: there was no such solve, or none.
         ImportError: matplotlib is not installed.
     """
+    if not history.statuses:
+        raise ValueError("history: no solve was seen; those of fixed length cannot be")
     if not 0 <= solve < len(history.statuses):
         raise ValueError(f"solve: expected 0 to {len(history.statuses) - 1}, got {solve}")
     axes = _axes(axes)

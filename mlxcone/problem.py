@@ -148,7 +148,7 @@ def validate(P: Any, q: Any, A: Any, b: Any, rows: int) -> Arguments:
         if array.shape[-len(shape) :] != shape or array.ndim - len(shape) not in (0, 1):
             dims = ", ".join(map(str, shape))
             raise ValueError(
-                f"{name}: expected shape ({dims}) or (B, {dims}), got {tuple(array.shape)}"
+                f"{name}: expected shape {shape} or (B, {dims}), got {tuple(array.shape)}"
             )
     if n == 0:
         raise ValueError("q: expected at least one variable, got n = 0")

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, fields, replace
+from difflib import get_close_matches
 from numbers import Real
 from operator import index
 from typing import Any
@@ -196,8 +197,10 @@ class Settings:
             )
         return (settings or cls()).override(overrides)
 
-    def override(self, overrides: Mapping[str, Any]) -> Settings:
+    def override(self, overrides: Mapping[str, Any], others: Iterable[str] = ()) -> Settings:
         """These settings with some replaced; "eps" sets both eps_abs and eps_rel.
+
+        ``others`` are what a message lists as valid besides.
 
         Raises:
             ValueError: a name is not a setting (the message lists the valid ones), or its value
@@ -207,8 +210,13 @@ class Settings:
         changes: dict[str, Any] = {}
         for key, value in overrides.items():
             if key not in names and key not in _ALIASES:
-                valid = ", ".join(sorted(names | set(_ALIASES)))
-                raise ValueError(f"unknown solver argument {key!r}; valid ones: {valid}")
+                valid = sorted({*names, *_ALIASES, *others})
+                close = get_close_matches(str(key), valid, 1)
+                hint = f" (did you mean {close[0]!r}?)" if close else ""
+                known = ", ".join(valid)
+                raise ValueError(f"unknown solver argument {key!r}{hint}; valid ones: {known}")
+            if key in _ALIASES:
+                value = _amount(key, value)
             for name in _ALIASES.get(key, (key,)):
                 changes[name] = value
         return replace(self, **changes)

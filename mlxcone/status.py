@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from enum import IntEnum
 
 
@@ -51,11 +52,17 @@ _MESSAGES = {
 
 
 class SolverError(RuntimeError):
-    """Some lanes have no solution; ``statuses`` maps lane to `Status`."""
+    """Some lanes have no solution; ``statuses`` maps lane to `Status`.
 
-    def __init__(self, statuses: dict[int, Status]) -> None:
+    ``faults`` are what is known of the data of a lane that FAILED.
+    """
+
+    def __init__(self, statuses: dict[int, Status], faults: Mapping[int, str] | None = None) -> None:
         self.statuses = statuses
-        shown = [f"lane {lane}: {s.name} ({s.message})" for lane, s in list(statuses.items())[:5]]
+        shown = []
+        for lane, status in list(statuses.items())[:5]:
+            fault = (faults or {}).get(lane) if status == Status.FAILED else None
+            shown.append(f"lane {lane}: {status.name} ({fault or status.message})")
         more = f", and {len(statuses) - 5} more" if len(statuses) > 5 else ""
         super().__init__(
             f"no solution for {len(statuses)} problem(s) of the batch: {'; '.join(shown)}{more}. "

@@ -30,7 +30,7 @@ DATA: tuple[Any, ...] = (np.eye(2), np.array([1.0, -1.0]), -np.eye(2), np.zeros(
         ({"newton_iters": True}, "newton_iters must be an integer of at least 0, got True"),
         ({"check_interval": math.nan}, "check_interval must be an integer of at least 1"),
         ({"derivative_sweeps": [4]}, "derivative_sweeps must be an integer of at least 2"),
-        ({"eps": "1e-6"}, "eps_abs must be a number of at least 0, got '1e-6'"),
+        ({"eps": "1e-6"}, "eps must be a number of at least 0, got '1e-6'"),
         ({"eps_rel": None}, "eps_rel must be a number of at least 0, got None"),
         ({"eps_abs": math.inf}, "eps_abs must be a number of at least 0, got inf"),
         ({"scale": 1j}, "scale must be a positive number"),
@@ -132,7 +132,7 @@ def test_a_small_A_is_no_proof_of_infeasibility() -> None:
 
 def shrunk(solver: str | None = None) -> CvxpyLayer:
     """Nearest point with ``p ||x||_1 <= 1``, which is convex for p >= 0 alone."""
-    x, p, c = cp.Variable(2), cp.Parameter(nonneg=True), cp.Parameter(2)
+    x, p, c = cp.Variable(2), cp.Parameter(nonneg=True, name="weight"), cp.Parameter(2)
     problem = cp.Problem(cp.Minimize(cp.sum_squares(x - c)), [p * cp.norm1(x) <= 1])
     return CvxpyLayer(problem, [p, c], [x], solver=solver)
 
@@ -151,7 +151,8 @@ def test_a_parameter_of_the_wrong_sign_fails_its_lane(solver: str | None) -> Non
     x = np.array(found.variables[0])
     np.testing.assert_allclose(x[:2], [[0.0, 1.0], [1.0, 2.0]], atol=1e-3)
     assert np.isnan(x[2]).all()
-    with pytest.raises(mlxcone.SolverError, match=r"lane 2: FAILED .*declared sign"):
+    name = r"parameter 0 \(weight\)"
+    with pytest.raises(mlxcone.SolverError, match=rf"lane 2: FAILED \({name} has to be nonneg"):
         layer(WEIGHTS, POINT)
 
 
@@ -173,6 +174,22 @@ def test_wrong_signs_under_transforms() -> None:
     # x = (0, 1 / p) at p = 1.
     np.testing.assert_allclose(gradient[:2], [-1.0, 0.0], atol=1e-4)
     assert np.isnan(gradient[2])
+
+
+def test_what_is_wrong_with_a_parameter_is_said() -> None:
+    with pytest.raises(mlxcone.SolverError, match=r"lane 1: FAILED \(parameter 1 \(.*NaN or inf"):
+        shrunk()(mx.array(1.0), mx.array([[1.0, 2.0], [np.nan, 2.0]]))
+    with pytest.raises(mlxcone.SolverError, match=r"lane 0: .*weight.*; lane 1: .*weight"):
+        shrunk()(mx.array(-1.0), mx.array([[1.0, 2.0], [3.0, 2.0]]))
+    x, p = cp.Variable(pos=True), cp.Parameter(pos=True, name="width")
+    layer = CvxpyLayer(cp.Problem(cp.Minimize(x), [x >= p]), [p], [x], gp=True)
+    with pytest.raises(mlxcone.SolverError, match=r"lane 1: .*\(width\) has to be positive"):
+        layer(mx.array([1.0, 0.0]))
+
+
+def test_where_numbers_cannot_be_looked_at_the_status_is_all_that_is_said() -> None:
+    with pytest.raises(mlxcone.SolverError, match=r"lane 2: FAILED .*declared sign"):
+        mx.eval(mx.vmap(lambda p: shrunk()(p, POINT)[0])(WEIGHTS))
 
 
 def test_rounding_has_no_sign() -> None:

@@ -203,6 +203,26 @@ def test_bounded_by_the_least_norm_answer(name: str, dtype: str) -> None:
             check_bounded(CASES[name], dtype, seed)
 
 
+@pytest.mark.parametrize("normalize", [True, False])
+def test_tie_of_vertices_has_no_gradient(normalize: bool) -> None:
+    """The least of three equal numbers, as a linear program and as its dual: nothing moves."""
+    with mx.stream(mx.cpu):  # type: ignore[arg-type]
+        ones = to_mlx(np.ones(3), "float64")
+        A = np.vstack([np.ones(3), -np.eye(3)])
+        b = np.array([1.0, 0.0, 0.0, 0.0])
+
+        def choice(q: mx.array) -> mx.array:
+            return mlxcone.solve(None, q, A, b, {"z": 1, "l": 3}, normalize=normalize).x[0]
+
+        def multiplier(c: mx.array) -> mx.array:
+            dual = None, -np.ones(1), np.ones((3, 1)), c, {"l": 3}
+            return mlxcone.solve(*dual, normalize=normalize).y[0]
+
+        for function in (choice, multiplier):
+            (gradient,) = to_numpy([mx.grad(function)(ones)])
+            assert np.abs(gradient).max() < 1e-9  # the rounding of 1 / SIGMA
+
+
 def test_without_equilibration() -> None:
     with mx.stream(mx.cpu):  # type: ignore[arg-type]
         for name in ("optimal face is an edge", "assignment", "dependent equalities"):

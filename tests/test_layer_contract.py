@@ -197,21 +197,24 @@ def test_something_else_than_a_problem() -> None:
         CvxpyLayer("minimize x", [], [])  # type: ignore[arg-type]
 
 
+MATCH = r"must exactly match problem\.parameters"
+
+
 def test_a_missing_parameter() -> None:
-    problem, (A, _), variables = least_squares()
-    with pytest.raises(ValueError, match=r"must exactly match problem\.parameters"):
+    problem, (A, b), variables = least_squares()
+    with pytest.raises(ValueError, match=rf"{MATCH} \(missing: {b.name()}\)"):
         CvxpyLayer(problem, [A], variables)
 
 
 def test_a_foreign_parameter() -> None:
     problem, parameters, variables = least_squares()
-    with pytest.raises(ValueError, match=r"must exactly match problem\.parameters"):
-        CvxpyLayer(problem, [*parameters, cp.Parameter(2)], variables)
+    with pytest.raises(ValueError, match=rf"{MATCH} \(not in the problem: weights\)"):
+        CvxpyLayer(problem, [*parameters, cp.Parameter(2, name="weights")], variables)
 
 
 def test_a_repeated_parameter() -> None:
     problem, (A, b), variables = least_squares()
-    with pytest.raises(ValueError, match=r"must exactly match problem\.parameters"):
+    with pytest.raises(ValueError, match=rf"{MATCH} \(given twice: {b.name()}\)"):
         CvxpyLayer(problem, [A, b, b], variables)
 
 
@@ -246,6 +249,20 @@ def test_what_is_not_a_geometric_program_says_so() -> None:
     with pytest.raises(NotDPPError, match="log-log convex and DPP"):
         CvxpyLayer(cp.Problem(cp.Minimize(x), [x >= p]), [p], [x], gp=True)
     assert issubclass(NotDPPError, ValueError) and issubclass(NotDPPError, AssertionError)
+
+
+def test_a_geometric_program_without_gp_says_so() -> None:
+    x, p = cp.Variable(pos=True), cp.Parameter(pos=True)
+    problem = cp.Problem(cp.Minimize(1 / x), [x**0.5 * p <= 1, x * x * x**0.1 <= 2])
+    with pytest.raises(NotDPPError, match="It is log-log convex: pass gp=True"):
+        CvxpyLayer(problem, [p], [x])
+
+
+def test_a_quadratic_form_in_a_constraint_says_what_to_write() -> None:
+    x, P = cp.Variable(2), cp.Parameter((2, 2), PSD=True)
+    problem = cp.Problem(cp.Minimize(cp.sum(x)), [cp.quad_form(x, P) <= 1])
+    with pytest.raises(NotDPPError, match=r"write sum_squares\(R @ x\) with a parameter R"):
+        CvxpyLayer(problem, [P], [x])
 
 
 def test_a_parameter_that_is_an_exponent_and_a_factor() -> None:
@@ -409,7 +426,7 @@ def test_changing_the_dictionary_later_has_no_effect(used: list[mlxcone.Settings
     assert used[0].alpha == 1.3
 
 
-UNKNOWN = r"unknown solver argument 'epsilon'.*acceleration_lookback.*eps,.*max_iters.*on_failure"
+UNKNOWN = r"unknown solver argument 'epsilon'.*acceleration_lookback.*eps,.*max_iters.*on_failure.*warm_start"
 
 
 def test_an_unknown_setting_of_the_constructor() -> None:
@@ -424,8 +441,13 @@ def test_an_unknown_setting_of_a_call() -> None:
 
 @pytest.mark.parametrize(("name", "value"), [("on_failure", "ignore"), ("alpha", 2.5), ("eps", -1)])
 def test_a_setting_out_of_range(name: str, value: Any) -> None:
-    with pytest.raises(ValueError, match=name):
+    with pytest.raises(ValueError, match=rf"settings: {name} must"):
         layer_of(nonneg_projection())(array(POINT), solver_args={name: value})
+
+
+def test_a_misspelt_setting_is_recognized() -> None:
+    with pytest.raises(ValueError, match=r"'warmstart' \(did you mean 'warm_start'\?\)"):
+        layer_of(nonneg_projection(), solver_args={"warmstart": True})
 
 
 @pytest.mark.parametrize("solver", [None, "MLXCONE", "mlxcone"])

@@ -257,7 +257,7 @@ def test_nothing_but_parameters_is_trained() -> None:
         (lambda: cones.L1Ball(3, radius=0.0), "radius: expected a positive number"),
         (lambda: cones.BoxSimplex(3, 0.0, 1.0, 4.0), "total: expected a number from 0.0 to 3.0"),
         (lambda: cones.Sparsemax(3, temperature=0.0), "temperature: expected a positive"),
-        (lambda: cones.SoftTopK(3, 4), "total: expected"),
+        (lambda: cones.SoftTopK(3, 4), "k: expected a number above 0, at most size = 3, got 4"),
         (lambda: cones.QuadraticProgram(3, 2, 3), "equalities: expected 0 to 2"),
         (lambda: cones.Simplex(3, epsilon=1.0), "unknown solver argument 'epsilon'"),
         (lambda: cones.Simplex(3)(mx.zeros((2, 4))), r"v: expected shape \(..., 3\)"),

@@ -125,6 +125,8 @@ def test_pictures(data: tuple[Any, ...]) -> None:
     assert plots.statuses(solution.info, axes=bars) is bars
     with pytest.raises(ValueError, match="solve: expected 0 to 0, got 1"):
         plots.residuals(history, solve=1)
+    with pytest.raises(ValueError, match="history: no solve was seen"):
+        plots.residuals(mlxcone.History())
 
 
 @pytest.mark.parametrize(

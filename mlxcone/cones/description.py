@@ -194,7 +194,7 @@ class Cones:
 
 
 def _known() -> list[str]:
-    return sorted([*_SCS_KEYS, "bl", "bu"])
+    return sorted([*_SCS_KEYS, "bl", "bu", "power_nd"])
 
 
 def layout(cones: Cones) -> list[tuple[Any, int]]:

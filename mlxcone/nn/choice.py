@@ -49,6 +49,8 @@ class SoftTopK(nn.Module):
     def __init__(self, size: int, k: int, temperature: float = 1.0, **settings: Any) -> None:
         super().__init__()
         self._temperature = checks.positive("temperature", temperature)
+        if not 0 < k <= size:
+            raise ValueError(f"k: expected a number above 0, at most size = {size}, got {k!r}")
         self._project = BoxSimplex(size, 0.0, 1.0, float(k), **settings)
 
     def __call__(self, scores: mx.array) -> mx.array:
