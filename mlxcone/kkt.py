@@ -24,9 +24,9 @@ the kernel, and M^-1 of that is what each sweep has added in vain. Without it, t
     K^-1 (I - Y^k) - k M^-1 Y^k = M^-1 (I + 2 Y + 3 Y^2 + ... + k Y^(k-1)) X,
 
 which is zero on the kernel and tends to the pseudoinverse of K, with the error (I + k X) Y^k. Its
-terms are large there, so that what their rounding leaves of them is taken out as well: I - (M^-1 S)^k
-is zero on the kernel and I - Y^k elsewhere. Nothing is decided on the way: it is one graph for
-regular and singular lanes.
+terms are large there, and what their rounding leaves is taken out as well: I - (M^-1 S)^k is zero on
+the kernel and I - Y^k elsewhere. Nothing is decided on the way: it is one graph for regular and
+singular lanes.
 """
 
 from __future__ import annotations
@@ -196,7 +196,7 @@ class Jacobian:
             images.append(image)
         # Every sweep has added M^-1 of the same: what cannot be matched.
         w = _add(w, -float(self.sweeps), self._reduced_transpose(*left))
-        # M^-1 has made 1e6 times as much of the rounding of what is left. What that has put into the
+        # M^-1 has made 1e6 times as much of the rounding of what is left. What of that is in the
         # kernel, (M^-1 S)^k leaves as it is; of the rest it leaves as much as the sweeps, Y^k.
         kernel = w
         for _ in range(self.sweeps):

@@ -57,7 +57,9 @@ class SolverError(RuntimeError):
     ``faults`` are what is known of the data of a lane that FAILED.
     """
 
-    def __init__(self, statuses: dict[int, Status], faults: Mapping[int, str] | None = None) -> None:
+    def __init__(
+        self, statuses: dict[int, Status], faults: Mapping[int, str] | None = None
+    ) -> None:
         self.statuses = statuses
         shown = []
         for lane, status in list(statuses.items())[:5]:

@@ -426,7 +426,7 @@ def test_changing_the_dictionary_later_has_no_effect(used: list[mlxcone.Settings
     assert used[0].alpha == 1.3
 
 
-UNKNOWN = r"unknown solver argument 'epsilon'.*acceleration_lookback.*eps,.*max_iters.*on_failure.*warm_start"
+UNKNOWN = r"unknown solver argument 'epsilon'.*alpha.*eps,.*max_iters.*on_failure.*warm_start"
 
 
 def test_an_unknown_setting_of_the_constructor() -> None:
