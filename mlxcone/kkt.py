@@ -24,7 +24,7 @@ the kernel, and M^-1 of that is what each sweep has added in vain. Without it, t
     K^-1 (I - Y^k) - k M^-1 Y^k = M^-1 (I + 2 Y + 3 Y^2 + ... + k Y^(k-1)) X,
 
 which is zero on the kernel and tends to the pseudoinverse of K, with the error (I + k X) Y^k. Its
-terms are large there, and what their rounding leaves is taken out as well: I - (M^-1 S)^k is zero on
+terms are large there, and what their rounding leaves is taken out, too: I - (M^-1 S)^k is zero on
 the kernel and I - Y^k elsewhere. Nothing is decided on the way: it is one graph for regular and
 singular lanes.
 """
