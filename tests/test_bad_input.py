@@ -190,6 +190,10 @@ def test_what_is_wrong_with_a_parameter_is_said() -> None:
 def test_where_numbers_cannot_be_looked_at_the_status_is_all_that_is_said() -> None:
     with pytest.raises(mlxcone.SolverError, match=r"lane 2: FAILED .*declared sign"):
         mx.eval(mx.vmap(lambda p: shrunk()(p, POINT)[0])(WEIGHTS))
+    x, w, idle = cp.Variable(2), cp.Parameter(2, nonneg=True), cp.Parameter()
+    layer = CvxpyLayer(cp.Problem(cp.Minimize(w @ cp.square(x) + idle)), [w, idle], [x])
+    with pytest.raises(mlxcone.SolverError, match=r"lane 0: FAILED .*declared sign"):
+        mx.vmap(lambda i: layer(-POINT, i)[0])(WEIGHTS)
 
 
 def test_rounding_has_no_sign() -> None:

@@ -562,12 +562,13 @@ def test_recipe_makes_the_instance_again():
 
 
 def test_a_value_that_is_rounding_certifies_nothing():
-    A, b = np.zeros((3, 1)), np.array([0.1, 0.2, -0.3])
-    y = 1e16 * np.array([1.0, 1.0, 1.0])
-    assert abs(b @ y) > 0.0 and verify_infeasible(A, -b * np.sign(b @ y), {"l": 3}, y) == math.inf
-    q, flat = -b * np.sign(b @ y), np.zeros((0, 3))
-    assert verify_unbounded(None, q, flat, {}, y) == math.inf
-    assert verify_unbounded(None, q - [0.1, 0, 0], flat, {}, y) == 0.0
+    # Exact on every machine, with and without fused multiply-adds: b'y = 2 of terms of 2^53.
+    A, b = np.zeros((2, 1)), np.array([1.0, 2.0**-52 - 1.0])
+    y = 2.0**53 * np.ones(2)
+    assert b @ y == 2.0 and verify_infeasible(A, -b, {"l": 2}, y) == math.inf
+    flat = np.zeros((0, 2))
+    assert verify_unbounded(None, -b, flat, {}, y) == math.inf
+    assert verify_unbounded(None, -b - [0.1, 0], flat, {}, y) == 0.0
 
 
 def test_structures_are_as_asked():
