@@ -6,8 +6,8 @@ Each case runs in a process of its own, in which the ways take turns: forward, t
 backward, so that a slow minute of the machine meets all of them. Times are medians in
 milliseconds a batch; errors are those of the answers, relative to Clarabel's at 1e-12. A way that
 cannot do a case is left out of it, and one that would take too long is extrapolated from a smaller
-batch and marked. Prints tables of times and ratios, writes bench/results/compare.json, and
-a table in Markdown and a picture of it.
+batch and marked. Prints tables of times and ratios, writes bench/results/compare.json, and a table
+in Markdown and a picture of it.
 """
 
 from __future__ import annotations

@@ -102,12 +102,12 @@ def _not_dpp(problem: Any, gp: bool) -> str:
             "Its parameters enter in a way that is convex, but not DPP: a product of two "
             "parameters, or a nonlinear function of one, needs a new parameter for the result"
         )
-        if any(QuadForm in constraint.atoms() for constraint in problem.constraints):
+        culprits = [part for part in parts if not getattr(part, follows)(dpp=True)]
+        if any(QuadForm in part.atoms() for part in culprits if part is not problem.objective):
             fault += (
                 "; quad_form(x, P) with P a parameter may stand in the objective only, in a "
                 "constraint write sum_squares(R @ x) with a parameter R, R'R = P"
             )
-        culprits = [part for part in parts if not getattr(part, follows)(dpp=True)]
     shown = "; ".join(str(part) for part in culprits[:3])
     where = f" Look at: {shown[:200]}." if shown else ""
     kind = "log-log convex and DPP" if gp else "DPP"
@@ -131,10 +131,10 @@ def _validate(problem: Any, parameters: Any, variables: Any, gp: bool) -> None:
                     f"{name}: expected a list of cvxpy.{kind.__name__}, got a "
                     f"{type(each).__name__} in it"
                 )
-    own, given = problem.parameters(), [p.id for p in parameters]
+    given, wanted = [p.id for p in parameters], {p.id for p in problem.parameters()}
     faults = {
-        "missing": [p for p in own if p.id not in given],
-        "not in the problem": [p for p in parameters if p.id not in {o.id for o in own}],
+        "missing": [p for p in problem.parameters() if p.id not in given],
+        "not in the problem": [p for p in parameters if p.id not in wanted],
         "given twice": [p for k, p in enumerate(parameters) if p.id in given[:k]],
     }
     if any(faults.values()):
@@ -142,10 +142,10 @@ def _validate(problem: Any, parameters: Any, variables: Any, gp: bool) -> None:
         raise ValueError(
             f"The layer's parameters must exactly match problem.parameters ({'; '.join(told)})"
         )
-    ids = {v.id for v in problem.variables()}
-    ids |= {d.id for c in problem.constraints for d in c.dual_variables}
+    own = {v.id for v in problem.variables()}
+    own |= {d.id for c in problem.constraints for d in c.dual_variables}
     for variable in variables:
-        if variable.id not in ids:
+        if variable.id not in own:
             raise ValueError(
                 f"Variable {variable} must be a subset of problem.variables or a constraint dual "
                 "variable"

@@ -263,6 +263,12 @@ def test_a_quadratic_form_in_a_constraint_says_what_to_write() -> None:
     problem = cp.Problem(cp.Minimize(cp.sum(x)), [cp.quad_form(x, P) <= 1])
     with pytest.raises(NotDPPError, match=r"write sum_squares\(R @ x\) with a parameter R"):
         CvxpyLayer(problem, [P], [x])
+    # One that is not to blame is not mentioned.
+    a, b = cp.Parameter(nonneg=True), cp.Parameter(nonneg=True)
+    problem = cp.Problem(cp.Minimize(a * b * cp.sum(x)), [cp.quad_form(x, np.eye(2)) <= 1])
+    with pytest.raises(NotDPPError, match="a product of two parameters") as caught:
+        CvxpyLayer(problem, [a, b], [x])
+    assert "quad_form" not in str(caught.value)
 
 
 def test_a_parameter_that_is_an_exponent_and_a_factor() -> None:
