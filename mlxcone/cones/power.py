@@ -26,9 +26,10 @@ from mlxcone.cones.base import Spectral
 from mlxcone.cones.spectral3 import Atoms
 
 _TINY = 1e-30  # relative size that counts as zero; representable in float32
-_FLAT = -160.0  # below this logit, d no longer moves p_x and p_y where x, y >= _TINY
+_FLAT = -80.0  # below this t, r is |z|, and p is (x, y, z) where x, y >= _TINY
+_LEVEL = 1e-6  # slope that is more than rounding, in float32 nearly
 # Newton steps that reach the last digit from the starting points below (measured on 10^6 points).
-_STEPS = {mx.float32: 8, mx.float64: 11}
+_STEPS = {mx.float32: 8, mx.float64: 9}
 
 
 def _exp(x: mx.array) -> mx.array:
@@ -52,65 +53,48 @@ def _mixed_root(log_x: mx.array, log_y: mx.array, a: mx.array) -> mx.array:
     slope = mx.stack([1.0 + a, b, a, 1.0 + b, 0.0 * a + 2.0])
     t = mx.min(-at_0 / slope, axis=0)
     for _ in range(_STEPS[t.dtype]):
-        terms = at_0 + slope * t
-        largest = mx.max(terms, axis=0)
-        shares = _exp(terms - largest)
-        total = mx.sum(shares, axis=0)
-        t = t - (largest + mx.log(total)) * total / mx.sum(slope * shares, axis=0)
+        # From the right: between 1/5 and 1 for the largest term.
+        terms = _exp(at_0 + slope * t)
+        total = mx.sum(terms, axis=0)
+        t = t - mx.log(total) * total / mx.sum(slope * terms, axis=0)
     return t
-
-
-def _logit(log_d: mx.array) -> mx.array:
-    return log_d - mx.log1p(-_exp(log_d))
 
 
 def _same_sign_root(x: mx.array, y: mx.array, log_k: mx.array, a: mx.array) -> mx.array:
     """log(p_y / p_x) for x, y > 0 in units of |z|, where the cone is x^a y^b >= k |z|.
 
-    With r = |z| (1 - d), Hien's p_x(r) = (x + sqrt(x^2 + 4 a r (|z| - r))) / 2. The function
-    g = a log p_x + b log p_y - log r - log k is convex and increasing in the logit t of d, and
-    r k (e^g - 1) concave in d, so that Newton's step on the former and the secant of the latter
-    through d = 0 both stay to the right of the root.
+    The roots of Hien's p_i (p_i - v_i) = a_i r (1 - r) at the logit -2t of r are, in full,
+    p_i = sqrt(a_i r (1 - r)) e^(h_i) with sinh h_i = v_i cosh t / sqrt(a_i). So the equation is
+
+        g(t) = t + a h_x + b h_y - middle = 0,    middle = log k - (a log a + b log b) / 2.
+
+    g is convex and increasing, and e^g concave in 1 - r, so that both Newton's step on the former
+    and the secant of the latter through r = 1 stay to the right of the root.
     """
-    b = 1.0 - a
-    log_x, log_y, log_a, log_b = _log(x), _log(y), mx.log(a), mx.log(b)
-    at_0 = a * log_x + b * log_y - log_k  # negative outside of the cone
-    gap = mx.maximum(-mx.expm1(mx.minimum(at_0, 0.0)), _TINY)
-    # Bounds from p_x >= max(x, sqrt(a r (|z| - r))), likewise p_y, and r >= |z| / 3.
-    centre = 2.0 * log_k - a * log_a - b * log_b
-    near = math.log(3.0) + mx.minimum(
-        2.0 / b * (log_k - a * log_x) - log_b, 2.0 / a * (log_k - b * log_y) - log_a
-    )
-    t = mx.where(near < -0.5, mx.minimum(_logit(mx.minimum(near, -0.5)), centre), centre)
-    two_a, two_b = 2.0 * mx.sqrt(a), 2.0 * mx.sqrt(b)
+    weights = mx.stack([a, 1.0 - a])[:, None]
+    log_weights = mx.log(weights)
+    v = mx.stack([x, y])
+    log_v = _log(v)
 
-    def root(v: mx.array, h: mx.array) -> mx.array:
-        large, small = mx.maximum(v, h), mx.minimum(v, h)
-        return large * mx.sqrt(1.0 + mx.square(small / large))
+    def mean(u: mx.array) -> mx.array:
+        return mx.sum(weights * u, axis=0, keepdims=True)
 
-    def evaluate(t: mx.array) -> tuple[mx.array, ...]:
-        shared = mx.log1p(_exp(-mx.abs(t)))
-        log_d, log_rest = mx.minimum(t, 0.0) - shared, mx.minimum(-t, 0.0) - shared
-        middle = _exp(0.5 * (log_d + log_rest))
-        h_x, h_y = two_a * middle, two_b * middle
-        return log_d, log_rest, h_x, h_y, root(x, h_x), root(y, h_y)
-
+    at_1 = mean(log_v) - log_k  # g at r = 1: negative outside of the cone
+    gap = mx.maximum(-mx.expm1(mx.minimum(at_1, 0.0)), _TINY)
+    middle = log_k - 0.5 * mean(log_weights)
+    scaled = v / mx.sqrt(weights)
+    t = middle
     for _ in range(_STEPS[t.dtype]):
-        t = mx.maximum(t, _FLAT)
-        log_d, log_rest, h_x, h_y, root_x, root_y = evaluate(t)
-        d, rest = _exp(log_d), _exp(log_rest)
-        g = a * _log(0.5 * (x + root_x)) + b * _log(0.5 * (y + root_y)) - log_k - log_rest
-        bend_x = h_x / (x + root_x) * (0.5 * h_x / root_x)
-        bend_y = h_y / (y + root_y) * (0.5 * h_y / root_y)
-        slope = (rest - d) * (a * bend_x + b * bend_y) + d
-        newton = t - g / mx.maximum(slope, _TINY)
-        above = rest * mx.expm1(mx.clip(g, 0.0, 60.0))
-        secant = log_d + mx.log(gap / (gap + above))
-        secant = mx.where(secant < -0.5, _logit(mx.minimum(secant, -0.5)), t)
-        t = mx.minimum(t, mx.minimum(newton, secant))
-    t = mx.maximum(t, _FLAT)
-    root_x, root_y = evaluate(t)[-2:]
-    return _log(0.5 * (y + root_y)) - _log(0.5 * (x + root_x))
+        h = mx.arcsinh(scaled * mx.cosh(t))
+        g = t - middle + mean(h)
+        # What rounding leaves of a smaller slope is not used: there the secant is as good.
+        slope = mx.maximum(1.0 + mx.tanh(t) * mean(mx.tanh(h)), _LEVEL)
+        secant = 0.5 * mx.log1p(mx.expm1(mx.maximum(g, 0.0)) / gap)
+        t = mx.maximum(t - mx.maximum(g / slope, secant), _FLAT)
+    # sinh h >= e^(log v - t) / 2 / sqrt(a), whose logarithm does not overflow.
+    h = mx.arcsinh(mx.minimum(scaled * mx.cosh(t), 1.0 / _TINY))
+    h = mx.maximum(h, log_v - 0.5 * log_weights - t)
+    return h[1] - h[0] + 0.5 * (log_weights[1] - log_weights[0])
 
 
 def _root(x: mx.array, y: mx.array, size: mx.array, a: mx.array) -> mx.array:

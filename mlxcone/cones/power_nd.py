@@ -112,18 +112,32 @@ def _evaluate(point: _Point, t: mx.array) -> _Value:
 
 
 def _root(point: _Point) -> mx.array:
-    """The logit t at which phi is 0, or the end of its range on that side."""
-    t = mx.zeros_like(point.constant)
-    width = _LAST
+    """The logit t at which phi is 0, or the end of its range on that side.
+
+    p_i = sqrt(alpha_i r (|z| - r)) e^(h_i) with sinh h_i = v_i cosh(t / 2) / (|z| sqrt(alpha_i)),
+    so that phi = sum alpha_i (h_i + log(alpha_i) / 2) - t / 2: fewer operations, and digits, than
+    `_evaluate` has.
+    """
+    most = mx.finfo(point.z.dtype).max ** 0.5
+    scaled = mx.where(point.positive, point.size, -point.size) / (point.root_a * point.z)
+    scaled = mx.clip(scaled, -most, most)
+    middle = mx.sum(point.a * mx.log(point.root_a), axis=-1, keepdims=True)
+    half = mx.zeros_like(middle)  # t / 2
+
+    def evaluate(half: mx.array) -> tuple[mx.array, mx.array]:
+        h = mx.arcsinh(scaled * mx.cosh(half))
+        return h, middle - half + mx.sum(point.a * h, axis=-1, keepdims=True)
+
+    width = 0.5 * _LAST
     for _ in range(_HALVINGS):
         width *= 0.5
-        t = t + mx.where(_evaluate(point, t).phi > 0, width, -width)
-    for _ in range(_STEPS[t.dtype]):
-        value = _evaluate(point, t)
+        half = half + mx.where(evaluate(half)[1] > 0, width, -width)
+    for _ in range(_STEPS[half.dtype]):
+        h, phi = evaluate(half)
+        Q = 1.0 - mx.tanh(half) * mx.sum(point.a * mx.tanh(h), axis=-1, keepdims=True)
         # No step is longer than what is left of the bracket.
-        t = t + mx.clip(value.phi / value.shares(point)[2], -width, width)
-        t = mx.clip(t, -_LAST, _LAST)
-    return t
+        half = half + mx.clip(phi / mx.maximum(Q, _TINY), -width, width)
+    return mx.clip(2.0 * half, -_LAST, _LAST)
 
 
 class _Split(NamedTuple):
