@@ -1,9 +1,8 @@
 """Functions that have been in use for a while become compiled graphs.
 
-`mx.compile` joins elementwise operations into kernels that a C++ compiler builds, which takes
-seconds and pays only for shapes that come again. So the first solves of a kind run operation by
-operation, and compiled once they have taken as long as compiling is likely to (the ski-rental rule:
-at most twice the time of whoever knows what comes).
+`mx.compile` joins elementwise operations into kernels that a C++ compiler builds, which takes ten
+seconds to minutes and pays only for shapes that come again. So the first solves of a kind run
+operation by operation, and compiled once they have taken a while.
 """
 
 from __future__ import annotations

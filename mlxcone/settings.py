@@ -74,7 +74,7 @@ class Settings:
         time_limit_secs (float): wall-clock limit, looked at between chunks of iterations, steps and
             factorizations, none of which it interrupts; 0 means none.
         compile_after_secs (float): seconds that solves of one shape take before their operations
-            are compiled, which takes about as long; 0 means never. Counted for a `Solver`, a layer,
+            are compiled, which may take a minute; 0 means never. Counted for a `Solver`, a layer,
             and for `solve` with these cones and settings.
         data_rounding (float): relative rounding of the data. A lane counts as solved, too, when it
             gets as far as twice that, for rounded rows often contradict each other. 0 means that of

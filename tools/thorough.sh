@@ -22,6 +22,7 @@ step lanes tests tests/test_random_lanes.py
 step fuzz tests tests/test_fuzz.py
 step gradients tests tests/test_hard_gradients.py
 step threads tests tests/test_load.py
+step compiled tests tests/test_repeated.py
 unset MLXCONE_TEST_PROFILE
 step layers-float32 "$PY" bench/accuracy.py
 step layers-float64 "$PY" bench/accuracy.py --dtype float64
