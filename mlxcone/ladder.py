@@ -219,7 +219,7 @@ class Ladder:
     def interior(self, refinement: Refinement, some: list[int]) -> None:
         """Interior-point steps on the open ones of some lanes; certificates for what diverges."""
         which = [lane for lane in some if self.status[lane] is None]
-        if not which or not self.central:
+        if not which or not self.central or not self.cones.rows:
             return
         self.report.rung("interior", which)
         chosen, rays = refinement.interior(which, self.settings.interior_iters)

@@ -1024,3 +1024,9 @@ def test_solver_refuses_at_the_door() -> None:
         Solver(np.eye(2), np.eye(2), {"l": 2}, epsilon=1.0)
     with pytest.raises(ValueError, match="q: expected shape"):
         Solver(np.eye(2), np.eye(2), {"l": 2}).solve(np.zeros(3), np.zeros(2))
+
+
+def test_no_rows_and_no_iterations() -> None:
+    empty = np.zeros((0, 1)), np.zeros(0)
+    solution = mlxcone.solve(None, np.array([-1.0]), *empty, {"l": 0}, max_iters=0)
+    assert solution.info.status.item() != mlxcone.Status.SOLVED
