@@ -60,6 +60,7 @@ def measure(name: str, batch: int, ways: list[str], rounds: int) -> list[dict[st
             first = _seconds(made.forward)
             answer = np.asarray(made.forward()) if first < SLOW else None
         except (ImportError, NotImplementedError) as error:
+            # A peer that is not installed, or does not have such problems.
             print(f"  {name} {batch} {way}: left out ({error})", flush=True)
             continue
         row = {"case": name, "batch": batch, "way": way, "first_ms": 1e3 * first}

@@ -161,7 +161,7 @@ def moreau(case: Case, batch: int) -> Way:
     data = _canonical(case, batch)
     cones = data.cones
     if cones.box or cones.exp_dual or cones.power_nd or any(a < 0 for a in cones.power):
-        raise NotImplementedError("cones")
+        raise NotImplementedError("Moreau has no box, dual or n-dimensional power cones")
     # Exponential cones are the same triples in another order nowhere: SCS's is Moreau's.
     keep = np.arange(cones.rows)
     first = cones.zero + cones.nonneg + sum(cones.soc)
@@ -219,7 +219,7 @@ def moreau(case: Case, batch: int) -> Way:
 def qpth(case: Case, batch: int) -> Way:
     """Qpth's batched interior points, float64, for the QP alone."""
     if case.name != "dense QP":
-        raise NotImplementedError("quadratic programs with inequalities only")
+        raise NotImplementedError("qpth: quadratic programs with inequalities only")
     import torch
     from qpth.qp import QPFunction
 

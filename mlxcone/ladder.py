@@ -98,7 +98,7 @@ class Ladder:
     @property
     def central(self) -> bool:
         """Whether interior points look for rays: others need only look at lanes that drift."""
-        return self.settings.refine and self.settings.interior_iters > 0
+        return self.settings.refine and self.settings.interior_iters > 0 and self.cones.rows > 0
 
     @property
     def _tolerance(self) -> float:
@@ -219,7 +219,7 @@ class Ladder:
     def interior(self, refinement: Refinement, some: list[int]) -> None:
         """Interior-point steps on the open ones of some lanes; certificates for what diverges."""
         which = [lane for lane in some if self.status[lane] is None]
-        if not which or not self.central or not self.cones.rows:
+        if not which or not self.central:
             return
         self.report.rung("interior", which)
         chosen, rays = refinement.interior(which, self.settings.interior_iters)

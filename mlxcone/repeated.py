@@ -92,8 +92,9 @@ class _Compiled:
             out = self._graph(leaves)
             mx.eval(out)
             self._works.add(shapes)
-        except RuntimeError:
-            # There may be no C++ compiler, which some versions of MLX cannot do without.
+        except (RuntimeError, IndexError):
+            # There may be no C++ compiler, which some versions of MLX cannot do without, and
+            # there are graphs of which `mx.compile` loses a part. A fault of ours comes again.
             self._graph = self._eager
             out = self._eager(leaves)
         return self._rebuilt(out)
