@@ -3,7 +3,8 @@
 ``prepare(case, batch)`` builds the layer of a way and its parameter values in the types that this
 way wants, outside of what is timed, and gives a `Way`: ``forward()`` solves the batch,
 ``both()`` also gives the gradients of the sum of squares of the answer in every parameter.
-Both have finished when they return.
+Both have finished when they return. A way that cannot solve a case raises `NotImplementedError`
+from ``prepare``, and the comparison goes on without it.
 """
 
 from __future__ import annotations
