@@ -34,7 +34,7 @@ from mlxcone import equilibrate, kkt, lanes
 from mlxcone._linalg import on_cpu
 from mlxcone.cones.product import Product
 from mlxcone.equilibrate import Scaling
-from mlxcone.operators import Rectangular, outer, row_times
+from mlxcone.operators import Rectangular, outer, outers, row_times
 from mlxcone.problem import Program
 from mlxcone.settings import Settings
 from mlxcone.status import DerivativeWarning
@@ -186,10 +186,10 @@ def adjoint(
     x_bar, y_bar, s_bar = scaling.unscale(x_bar, y_bar, s_bar)
     s_bar = s_bar - cones.apply_derivative(system.atoms, s_bar)
     rows = cones.apply_derivative(system.atoms, y_bar - s_bar)
-    (gx, gz), remainder = system.solve_range(system.program.A.transpose_times(s_bar) - x_bar, -rows)
+    r = system.program.A.transpose_times(s_bar) - x_bar
+    (gx, gz), remainder = system.solve_range(r, -rows, look=not anchor.traced)
     gx, gz = gx * scaling.d * scaling.dual, (gz - s_bar) * scaling.e * scaling.primal
-    shared_A = program.A.matrix.ndim == 2
-    A_bar = outer(anchor.y, gx, shared_A) + outer(gz, anchor.x, shared_A)
+    A_bar = outers([anchor.y, gz], [gx, anchor.x], program.A.matrix.ndim == 2)
     P_bar = None
     if program.P is not None:
         half = outer(gx, anchor.x, program.P.ndim == 2)

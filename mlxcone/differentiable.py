@@ -20,10 +20,10 @@ from mlxcone._linalg import on_cpu, poison
 from mlxcone.centring import Central
 from mlxcone.cones.description import Cones
 from mlxcone.cones.product import Product
-from mlxcone.derivative import Accuracy, Anchor
+from mlxcone.derivative import Accuracy, Anchor, Gradients
 from mlxcone.equilibrate import Scaling
 from mlxcone.ladder import Outcome, Setup
-from mlxcone.operators import Rectangular
+from mlxcone.operators import Rectangular, Sparsity
 from mlxcone.problem import Program
 from mlxcone.repeated import Repeated
 from mlxcone.settings import Settings
@@ -34,7 +34,6 @@ from mlxcone.structure import Structure
 # Ranks of the arguments P, q, A, b and of the warm start x, y, s without a batch axis.
 _RANKS = (2, 1, 2, 1, 1, 1, 1)
 _DIFFERENTIABLE = 3  # x, y and s come first in the outcome
-_NONE = Structure()
 _ORDINARY = 13  # entries of the outcome without smoothing
 
 
@@ -53,15 +52,17 @@ def _lanes(arguments: tuple[mx.array, ...]) -> int:
 
 
 @on_cpu
-def _program(arguments: tuple[mx.array, ...], has_P: bool, structure: Structure = _NONE) -> Program:
+def _program(
+    arguments: tuple[mx.array, ...], has_P: bool, sparsity: Sparsity, diagonal: bool = False
+) -> Program:
     """Float64 program with every vector batched; a float64 graph of the arguments."""
     total = _lanes(arguments)
     P, q, A, b = (a.astype(mx.float64) for a in arguments[:4])
     if P.ndim == 3 or has_P:
         P = 0.5 * (P + mx.swapaxes(P, -1, -2))
     q, b = (mx.broadcast_to(v, (total, v.shape[-1])) for v in (q, b))
-    diagonal = mx.diagonal(P) if structure.diagonal else None
-    return Program(P if has_P else None, q, Rectangular.of(A, structure.sparsity), b, diagonal)
+    matrices = P if has_P else None, Rectangular.of(A, sparsity)
+    return Program(matrices[0], q, matrices[1], b, mx.diagonal(P) if diagonal else None)
 
 
 @on_cpu
@@ -152,10 +153,7 @@ def custom(
     structure: Structure,
     cache: Cache | None = None,
 ) -> Any:
-    """The custom function of (P, q, A, b[, x, y, s]) for one kind of problem.
-
-    Derivatives make no use of the structure: zeros of the data are variables, too.
-    """
+    """The custom function of (P, q, A, b[, x, y, s]) for one kind of problem."""
     product = Product(cones)
     repeated = Repeated(settings.compile_after_secs)
     smooth_rows = product.without_boxes().rows if settings.smoothing else None
@@ -175,7 +173,7 @@ def custom(
             problem.check_symmetric(detached[0])
         problem.check_places(detached[2], structure.sparsity.places)
         start = _start(detached) if warm else None
-        program = _program(detached, has_P, structure)
+        program = _program(detached, has_P, structure.sparsity, structure.diagonal)
         setup = None if cache is None else cache.get(program, product, settings)
         rounding = settings.data_rounding or mx.finfo(arguments[1].dtype).eps
         device: Any = mx.default_device()  # MLX's stubs say that there may be none
@@ -246,7 +244,7 @@ def _pull_back(
     settings: Settings,
 ) -> tuple[mx.array, ...]:
     """Cotangents of the arguments, in their shapes and dtypes."""
-    program = _program(primals[:4], has_P)
+    program = _program(primals[:4], has_P, structure.of_derivatives)
     anchor = _anchor(primals, outputs, structure, traced=False)
     solved = (outputs[3] > 0)[:, None]
     bars = [c.astype(mx.float64) for c in cotangents[:_DIFFERENTIABLE]]
@@ -262,19 +260,25 @@ def _pull_back(
         grads = smoothing.adjoint(program, product, anchor, central, mu, *bars, accuracy=accuracy)
     else:
         grads = derivative.adjoint(program, product, anchor, *bars, accuracy=accuracy)
-    poisoned = mx.where(mx.logical_and(touched, mx.logical_not(solved)), mx.nan, 0.0)
-    q_bar, b_bar = grads.q + poisoned, grads.b + poisoned
-    whole = poisoned[..., None]
-    A_bar = grads.A + (mx.sum(whole) if grads.A.ndim == 2 else whole)
-    if grads.P is None:
-        P_bar = mx.zeros_like(primals[0])
-    else:
-        P_bar = grads.P + (mx.sum(whole) if grads.P.ndim == 2 else whole)
+    sound = mx.logical_or(mx.logical_not(touched), solved)
+    if not lanes.all_true(sound):
+        grads = _poisoned(grads, mx.where(sound, 0.0, mx.nan))
+    P_bar = mx.zeros_like(primals[0]) if grads.P is None else grads.P
     shaped = []
-    for bar, argument in zip((P_bar, q_bar, A_bar, b_bar), primals, strict=False):
+    for bar, argument in zip((P_bar, *grads[1:]), primals, strict=False):
         summed = mx.sum(bar, axis=0) if bar.ndim > argument.ndim else bar
         shaped.append(summed.astype(argument.dtype))
     return (*shaped, *(mx.zeros_like(a) for a in primals[4:]))
+
+
+def _poisoned(grads: Gradients, poison: mx.array) -> Gradients:
+    """NaN, (B, 1), added to what a lane has a share in."""
+
+    def matrix(bar: mx.array) -> mx.array:
+        return bar + (mx.sum(poison) if bar.ndim == 2 else poison[..., None])
+
+    P = None if grads.P is None else matrix(grads.P)
+    return Gradients(P, grads.q + poison, matrix(grads.A), grads.b + poison)
 
 
 def _harmless(anchor: Anchor, solved: mx.array) -> Anchor:
@@ -294,7 +298,7 @@ def _push_forward(
     settings: Settings,
 ) -> tuple[mx.array, ...]:
     """Tangents of the outputs; what is not x, y or s has none."""
-    program = _program(primals[:4], has_P)
+    program = _program(primals[:4], has_P, structure.of_derivatives)
     # A look at a value in the rule of mx.jvp would cut the graph of mx.grad.
     anchor = _anchor(primals, outputs, structure, traced=True)
     solved = (outputs[3] > 0)[:, None]

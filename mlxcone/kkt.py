@@ -38,16 +38,18 @@ from typing import Any, NamedTuple
 import mlx.core as mx
 import numpy as np
 
-from mlxcone import low_rank, residual_map
+from mlxcone import lanes, low_rank, residual_map
 from mlxcone._linalg import spd_root
 from mlxcone.cones.product import Product
 from mlxcone.low_rank import LowRank
 from mlxcone.operators import Rectangular, padded, row_times
-from mlxcone.problem import Program
+from mlxcone.problem import Program, take_lanes
 from mlxcone.residual_map import Pair
 
 EPSILON = 1e-6  # on the cone block; equal to SIGMA, the product far above rounding
 SIGMA = 1e-6  # on the x block
+_FIRST_SWEEPS = 4  # in every lane: second derivatives converge later than first ones
+_SETTLED = 1e-9  # last step, beside the whole, of a lane that needs no more
 _ROUNDING = 1e-2  # of a solve where J is singular, relative; a hundred times its size
 
 
@@ -78,6 +80,10 @@ class Root(NamedTuple):
     def times(self, v: mx.array) -> mx.array:
         """H^-1 v, (B, n)."""
         return row_times(row_times(v, mx.swapaxes(self.root, -1, -2)), self.root)
+
+    def take(self, chosen: mx.array) -> Root:
+        """Some lanes."""
+        return Root(take_lanes(self.root, chosen, 3))
 
 
 Factor = Root | LowRank
@@ -180,29 +186,72 @@ class Jacobian:
         """(gx, gz) with J'(gx, gz) = (r, t)."""
         return self._refine(self._reduced_transpose, residual_map.transpose_times, (r, t))
 
-    def solve_range(self, r: mx.array, t: mx.array) -> tuple[Pair, mx.array]:
+    def solve_range(self, r: mx.array, t: mx.array, look: bool = False) -> tuple[Pair, mx.array]:
         """J'(gx, gz) = (r, t) for t in the range of D; least-norm where J is singular.
+
+        Args:
+            r, t (mx.array): (B, n) and (B, m).
+            look (bool): leave out what changes nothing, where there are values to tell by.
 
         Returns:
             tuple: the pair (gx, gz), and per lane, (B,), an estimate of what the sweeps left of
             the part of (r, t) that can be matched, relative to (r, t).
         """
         left, w = (r, t), (mx.zeros_like(r), mx.zeros_like(t))
-        images = [left]
-        for _ in range(self.sweeps):
-            step = self._reduced_transpose(*left)
-            image = residual_map.transpose_times(self.program, self.cones, self.atoms, step)
-            w, left = _add(w, 1.0, step), _add(left, -1.0, image)
+        images, settled = [left], mx.zeros((r.shape[0],), dtype=mx.bool_)
+        for sweep in range(self.sweeps):
+            step, image = self._sweep(left)
+            w, left = _unless(settled, _add(w, 1.0, step), w), _add(left, -1.0, image)
             images.append(image)
+            if sweep + 1 < _FIRST_SWEEPS:
+                continue
+            # Where J is regular, steps become small; what lies in the kernel is in all of them.
+            small = mx.stop_gradient(_size(step) <= _SETTLED * _size(w))
+            settled = mx.logical_or(settled, small)
+            if look and (rest := lanes.few(settled)) is not None:
+                remainder = mx.stop_gradient(_remainder(images, left))
+                return self._finish(rest, r, t, w, remainder)
         # Every sweep has added M^-1 of the same: what cannot be matched.
-        w = _add(w, -float(self.sweeps), self._reduced_transpose(*left))
+        found, w = w, _add(w, -float(self.sweeps), self._reduced_transpose(*left))
         # M^-1 has made 1e6 times as much of the rounding of what is left. What of that is in the
         # kernel, (M^-1 S)^k leaves as it is; of the rest it leaves as much as the sweeps, Y^k.
         kernel = w
         for _ in range(self.sweeps):
             kernel = self._reduced_transpose(SIGMA * kernel[0], -self.eps * kernel[1])
-        w = _add(w, -1.0, kernel)
+        w = _unless(settled, _add(w, -1.0, kernel), found)
         return w, mx.stop_gradient(_remainder(images, left))
+
+    def _finish(
+        self, rest: list[int], r: mx.array, t: mx.array, w: Pair, remainder: mx.array
+    ) -> tuple[Pair, mx.array]:
+        """`solve_range` of the lanes that are left, by themselves."""
+        if not rest:
+            return w, remainder
+        total = r.shape[0]
+        chosen = lanes.bucket(rest, total)
+        again, more = self.take(chosen).solve_range(r[chosen], t[chosen])
+        # By gathers alone, which have every derivative.
+        row = dict(zip(rest, range(total, total + len(rest)), strict=True))
+        at = mx.array([row.get(lane, lane) for lane in range(total)])
+        parts = zip((*w, remainder), (*again, more), strict=True)
+        gx, gz, left = (mx.concatenate(both, axis=0)[at] for both in parts)
+        return (gx, gz), left
+
+    def take(self, chosen: mx.array) -> Jacobian:
+        """Some lanes."""
+        return Jacobian(
+            self.program.take(chosen),
+            self.cones,
+            lanes.take_tree(self.atoms, chosen),
+            self.factor.take(chosen),
+            self.sweeps,
+            self.eps,
+        )
+
+    def _sweep(self, left: Pair) -> tuple[Pair, Pair]:
+        """A step towards what is left, and what it matches."""
+        step = self._reduced_transpose(*left)
+        return step, residual_map.transpose_times(self.program, self.cones, self.atoms, step)
 
     def _refine(self, solve: Callable[..., Pair], product: Callable[..., Pair], rhs: Pair) -> Pair:
         w = solve(*rhs)
@@ -215,6 +264,12 @@ class Jacobian:
 
 def _add(left: Pair, factor: float, right: Pair) -> Pair:
     return left[0] + factor * right[0], left[1] + factor * right[1]
+
+
+def _unless(lanes: mx.array, new: Pair, old: Pair) -> Pair:
+    """The old pair in some lanes, (B,)."""
+    keep = lanes[:, None]
+    return mx.where(keep, old[0], new[0]), mx.where(keep, old[1], new[1])
 
 
 def _size(pair: Pair) -> mx.array:

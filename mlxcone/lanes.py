@@ -17,6 +17,26 @@ def where_true(mask: mx.array) -> list[int]:
     return [lane for lane, here in enumerate(holds) if here]
 
 
+def all_true(mask: mx.array) -> bool:
+    """Whether a boolean array holds everywhere; False where transforms left it no values."""
+    try:
+        return bool(mx.all(mask).item())
+    except (RuntimeError, ValueError):
+        return False
+
+
+def few(mask: mx.array) -> list[int] | None:
+    """Lanes where a boolean array (B,) does not hold if they are less than half of the batch.
+
+    None if they are more, or if transforms left it no values.
+    """
+    try:
+        others = where_true(mx.logical_not(mask))
+    except (RuntimeError, ValueError):
+        return None
+    return others if 2 * len(others) < mask.shape[0] else None
+
+
 def bucket(lanes: Iterable[int], total: int) -> mx.array:
     """Indices of the lanes, padded to a power of two or to all of them."""
     chosen = list(lanes)

@@ -26,6 +26,13 @@ def outer(left: mx.array, right: mx.array, shared: bool) -> mx.array:
     return left[:, :, None] * right[:, None, :]
 
 
+def outers(left: list[mx.array], right: list[mx.array], shared: bool) -> mx.array:
+    """The sum of several `outer`, as one product."""
+    if shared:
+        return mx.concatenate(left, axis=0).T @ mx.concatenate(right, axis=0)
+    return mx.swapaxes(mx.stack(left, axis=1), 1, 2) @ mx.stack(right, axis=1)
+
+
 def padded(v: mx.array, before: int, size: int) -> mx.array:
     """``v`` (B, k) from entry ``before`` on among ``size``, zero elsewhere."""
     if v.shape[1] == size:

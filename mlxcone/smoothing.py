@@ -29,7 +29,7 @@ from mlxcone.centring import Central
 from mlxcone.cones.product import Product
 from mlxcone.derivative import DEFAULT, Accuracy, Anchor, Gradients
 from mlxcone.equilibrate import Scaling
-from mlxcone.operators import Rectangular, outer, row_times
+from mlxcone.operators import Rectangular, outer, outers, row_times
 from mlxcone.problem import Program
 
 _SWEEPS = 4
@@ -110,8 +110,7 @@ class _Smooth:
         gx, gz = J.solve_transpose(-right, -J.cones.apply_derivative(J.atoms, rows))
         gx = gx * scaling.d * scaling.dual
         gz = interior.join_boxes(self.cones, gz) * scaling.e * scaling.primal - s_bar
-        shared = program.A.matrix.ndim == 2
-        A_bar = outer(self.y, gx, shared) + outer(gz, self.x, shared)
+        A_bar = outers([self.y, gz], [gx, self.x], program.A.matrix.ndim == 2)
         P_bar = None
         if program.P is not None:
             half = outer(gx, self.x, program.P.ndim == 2)

@@ -58,8 +58,8 @@ def solve(
         cones: `Cones` or an SCS dict; rows of A in that order.
         warm_start: a previous `Solution` or (x, y, s) of this shape; carries no gradient.
         pattern: None, or a boolean array ``(m, n)`` that is True where A may be other than zero; A
-            must be zero elsewhere. The zeros of a batch are of use only if they are known from it,
-            those of a shared A are found.
+            must be zero elsewhere, and second derivatives may take it for constant there. The zeros
+            of a batch are of use only if they are known from it, those of a shared A are found.
         settings (Settings): see there; ``overrides`` replace single ones.
 
     Returns:

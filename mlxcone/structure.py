@@ -14,10 +14,20 @@ _FEW = 8  # a column has few entries if they are in so small a part of its rows
 
 
 class Structure(NamedTuple):
-    """Zeros of A, rows in internal order, and whether P is diagonal."""
+    """Zeros of A, rows in internal order, and whether P is diagonal.
+
+    Derivatives may make use of ``sparsity`` if it is ``constant``: else zeros of A are variables,
+    like all of its entries.
+    """
 
     sparsity: Sparsity = Sparsity()
     diagonal: bool = False
+    constant: bool = False
+
+    @property
+    def of_derivatives(self) -> Sparsity:
+        """What they may make use of."""
+        return self.sparsity if self.constant else Sparsity()
 
 
 def find(P: mx.array | None, A: mx.array, pattern: np.ndarray | None = None) -> Structure:
@@ -29,7 +39,7 @@ def find(P: mx.array | None, A: mx.array, pattern: np.ndarray | None = None) -> 
     """
     if A.size == 0 or (A.ndim == 3 and pattern is None):
         return Structure()
-    sparsity = Sparsity()
+    sparsity, constant = Sparsity(), pattern is not None
     try:
         values = np.array(A) != 0 if A.ndim == 2 else None
         full = values if pattern is None else pattern
@@ -40,8 +50,8 @@ def find(P: mx.array | None, A: mx.array, pattern: np.ndarray | None = None) -> 
     except (RuntimeError, ValueError) as error:
         if "transform" not in str(error):
             raise
-        return Structure(sparsity)
-    return Structure(sparsity, diagonal)
+        return Structure(sparsity, constant=constant)
+    return Structure(sparsity, diagonal, constant)
 
 
 def _is_diagonal(P: np.ndarray) -> bool:
