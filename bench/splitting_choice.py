@@ -138,7 +138,9 @@ class Plain:
         return admm.State(flat[:, :n], flat[:, n:])
 
     def step(self, flat: mx.array) -> mx.array:
-        return mx.concatenate([*admm.step(self.data.cones, self.op, self._state(flat))], axis=1)
+        state = self._state(flat)
+        after, _ = admm.step(self.data.cones, self.op, state, self.op.slack(state.x))
+        return mx.concatenate([*after], axis=1)
 
     def tidy(self, flat: mx.array) -> mx.array:
         return flat

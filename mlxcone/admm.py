@@ -115,6 +115,10 @@ class Operator(NamedTuple):
     alpha: mx.array
     fused: Fused | None = None
 
+    def slack(self, x: mx.array) -> mx.array:
+        """B - A x."""
+        return self.program.b - self.program.A.times(x)
+
     def take(self, chosen: mx.array, program: Program) -> Operator:
         """Some lanes, of which ``program`` is the program."""
         return self._replace(
@@ -141,16 +145,18 @@ def row_weights(scale: mx.array, cones: Product) -> mx.array:
     return scale * unit_weights(cones, scale.dtype)
 
 
-def step(cones: Product, op: Operator, state: State) -> State:
-    """One iteration."""
+def step(cones: Product, op: Operator, state: State, slack: mx.array) -> tuple[State, mx.array]:
+    """One iteration, and b - A x after it, given that before it."""
     program = op.program
     s = cones.project(state.w)
-    slack = program.b - program.A.times(state.x)
     reflected = op.weights * (2.0 * s - state.w - slack)
-    gradient = program.P_times(state.x) + program.q + program.A.transpose_times(reflected)
-    dx = -op.factor.times(gradient)
-    s_new = slack - program.A.times(dx)
-    return State(state.x + op.alpha * dx, state.w + op.alpha * (s_new - s))
+    gradient = program.q + program.A.transpose_times(reflected)
+    if program.P is not None:
+        gradient = gradient + program.P_times(state.x)
+    back = op.alpha * op.factor.times(gradient)
+    gained = program.A.times(back)
+    w = state.w + op.alpha * (slack - s) + gained
+    return State(state.x - back, w), slack + gained
 
 
 def split(cones: Product, weights: mx.array, state: State) -> tuple[mx.array, mx.array, mx.array]:
@@ -173,29 +179,46 @@ def _unflat(point: mx.array, n: int) -> State:
 
 
 def advance(
-    cones: Product, op: Operator, state: State, memory: Memory | None, steps: int
+    cones: Product, op: Operator, state: State, memory: Memory | None, steps: int, interval: int
 ) -> tuple[State, Memory | None]:
-    """``steps`` iterations, the first of them from an accelerated point if there is a memory.
-
-    The accelerated point is safeguarded per lane: it stands only if the iteration moves no
-    further from it than it moved before; else the plain iterate goes on and the memory is empty.
-    """
-    if memory is not None:
-        image = step(cones, op, state)
-        point, plain = _flat(state), _flat(image)
-        memory, candidate = anderson.accelerate(memory, point, plain)
-        trial = _flat(step(cones, op, _unflat(candidate, op.program.n)))
-        before = mx.sum(mx.square(plain - point), axis=1, keepdims=True)
-        after = mx.sum(mx.square(trial - candidate), axis=1, keepdims=True)
-        good = after <= before  # False for NaN
-        memory = memory.forget(mx.logical_not(good))
-        state = _unflat(mx.where(good, trial, plain), op.program.n)
-        steps -= 2
-    if op.fused is not None:
+    """``steps`` iterations, with an accelerated point every ``interval`` if there is a memory."""
+    if op.fused is not None and memory is None:
         return op.fused.advance(state, op.alpha, steps), memory
-    for _ in range(steps):
-        state = step(cones, op, state)
+    slack = op.slack(state.x)
+    while steps > 0:
+        some = min(steps, interval)
+        steps -= some
+        if memory is not None and some > 1:
+            state, slack, memory = _accelerated(cones, op, state, slack, memory)
+            some -= 2
+        if op.fused is not None:
+            state = op.fused.advance(state, op.alpha, some)
+            slack = op.slack(state.x) if steps else slack
+            continue
+        for _ in range(some):
+            state, slack = step(cones, op, state, slack)
     return state, memory
+
+
+def _accelerated(
+    cones: Product, op: Operator, state: State, slack: mx.array, memory: Memory
+) -> tuple[State, mx.array, Memory]:
+    """Two iterations, the second from an accelerated point.
+
+    That is safeguarded per lane: it stands only if the iteration moves no further from it than it
+    moved before; else the plain iterate goes on and the memory is empty.
+    """
+    image, slack = step(cones, op, state, slack)
+    point, plain = _flat(state), _flat(image)
+    memory, candidate = anderson.accelerate(memory, point, plain)
+    there = _unflat(candidate, op.program.n)
+    tried, slack_there = step(cones, op, there, op.slack(there.x))
+    trial = _flat(tried)
+    before = mx.sum(mx.square(plain - point), axis=1, keepdims=True)
+    after = mx.sum(mx.square(trial - candidate), axis=1, keepdims=True)
+    good = after <= before  # False for NaN
+    state = _unflat(mx.where(good, trial, plain), op.program.n)
+    return state, mx.where(good, slack_there, slack), memory.forget(mx.logical_not(good))
 
 
 def rebalanced(scale: mx.array, primal: mx.array, dual: mx.array) -> mx.array:

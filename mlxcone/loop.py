@@ -153,13 +153,7 @@ def _chunk(
     before: Point | None,
 ) -> _Check:
     """Some iterations, and what came of them; a lane that is no longer finite stays put."""
-    state, left = start, steps
-    while left > 0:
-        some = min(left, interval)
-        accelerate = memory if some > 1 else None
-        state, kept = admm.advance(cones, op, state, accelerate, some)
-        memory = kept if accelerate is not None else memory
-        left -= some
+    state, memory = admm.advance(cones, op, start, memory, steps, interval)
     now = admm.split(cones, op.weights, state)
     result = residuals.measure(program, scaling, *now, settings.eps_abs, settings.eps_rel)
     sane = mx.isfinite(result.relative)

@@ -40,7 +40,8 @@ def _splitting(
     )
     state = State(start.x.astype(mx.float32), start.w.astype(mx.float32))
     with mx.stream(device):
-        state, _ = admm.advance(cones, op, state, None, settings.fixed_iters)
+        steps = settings.fixed_iters
+        state, _ = admm.advance(cones, op, state, None, steps, steps)
     return State(state.x.astype(mx.float64), state.w.astype(mx.float64))
 
 

@@ -124,7 +124,7 @@ def chunk(
             point = mx.concatenate(state, axis=1)
             memory = Memory.empty(point, lookback)
             memory = memory._replace(started=mx.ones_like(memory.started))
-        state, memory = admm.advance(cones, op, state, memory, steps)
+        state, memory = admm.advance(cones, op, state, memory, steps, steps)
         return (*state, *(memory or ()))
 
     return run

@@ -434,14 +434,13 @@ def splitting(instances: list[Instance]) -> tuple[admm.Operator, admm.State]:
 
 def moves(op: admm.Operator, state: admm.State) -> np.ndarray:
     """How far one plain step goes, per lane."""
-    after = admm.step(PRODUCT, op, state)
+    after, _ = admm.step(PRODUCT, op, state, op.slack(state.x))
     return sum(np.sum(np.array(a - b) ** 2, axis=1) for a, b in zip(after, state, strict=True))
 
 
 def test_safeguard_refuses_a_bad_memory() -> None:
     op, state = splitting([regular(0), regular(1)])
-    for _ in range(20):
-        state = admm.step(PRODUCT, op, state)
+    state, _ = admm.advance(PRODUCT, op, state, None, 20, 20)
     rng = np.random.default_rng(0)
     point = mx.concatenate(state, axis=1)
     memory = anderson.Memory.empty(point, 3)
@@ -450,9 +449,9 @@ def test_safeguard_refuses_a_bad_memory() -> None:
         residuals=wide(rng.standard_normal(memory.residuals.shape)),
         started=mx.ones_like(memory.started),
     )
-    found, after = admm.advance(PRODUCT, op, state, garbage, 3)
+    found, after = admm.advance(PRODUCT, op, state, garbage, 3, 3)
     # The candidate costs a step and is thrown away.
-    expected = admm.step(PRODUCT, op, admm.step(PRODUCT, op, state))
+    expected, _ = admm.advance(PRODUCT, op, state, None, 2, 2)
     for u, v in zip(found, expected, strict=True):
         np.testing.assert_allclose(np.array(u), np.array(v), rtol=0, atol=1e-14)
     assert after is not None
@@ -461,17 +460,16 @@ def test_safeguard_refuses_a_bad_memory() -> None:
 
 def test_safeguard_judges_lanes_alone() -> None:
     op, state = splitting([regular(0), regular(1)])
-    for _ in range(5):
-        state = admm.step(PRODUCT, op, state)
+    state, _ = admm.advance(PRODUCT, op, state, None, 5, 5)
     memory = anderson.Memory.empty(mx.concatenate(state, axis=1), 3)
     good, clean = state, memory
     for _ in range(2):
-        good, clean = admm.advance(PRODUCT, op, good, clean, 3)
+        good, clean = admm.advance(PRODUCT, op, good, clean, 3, 3)
     spoiled = np.array(clean.images)
     spoiled[0] *= -1e8
-    _, after = admm.advance(PRODUCT, op, good, clean._replace(images=wide(spoiled)), 5)
-    reference, _ = admm.advance(PRODUCT, op, good, clean, 5)
-    again, _ = admm.advance(PRODUCT, op, good, clean._replace(images=wide(spoiled)), 5)
+    _, after = admm.advance(PRODUCT, op, good, clean._replace(images=wide(spoiled)), 5, 5)
+    reference, _ = admm.advance(PRODUCT, op, good, clean, 5, 5)
+    again, _ = admm.advance(PRODUCT, op, good, clean._replace(images=wide(spoiled)), 5, 5)
     assert after is not None
     assert after.started.tolist()[0] == [0.0]
     for u, v in zip(again, reference, strict=True):
@@ -491,7 +489,7 @@ def test_accelerated_iteration_never_diverges() -> None:
     memory = anderson.Memory.empty(mx.concatenate(state, axis=1), 5)
     first = moves(op, state)
     for _ in range(60):
-        state, kept = admm.advance(PRODUCT, op, state, memory, 10)
+        state, kept = admm.advance(PRODUCT, op, state, memory, 10, 10)
         assert kept is not None
         memory = kept
         now = moves(op, state)
@@ -521,7 +519,8 @@ def test_fixed_point_of_a_step_is_the_solution() -> None:
     for scale in (1e-3, 1.0, 1e3):
         op = operator(program, scale)
         state = admm.join(op.weights, x, y, s)
-        for u, v in zip(admm.step(PRODUCT, op, state), state, strict=True):
+        after, _ = admm.step(PRODUCT, op, state, op.slack(state.x))
+        for u, v in zip(after, state, strict=True):
             size = 1.0 + np.abs(np.array(v)).max()
             assert np.max(np.abs(np.array(u - v))) <= 1e-11 * size
         for u, v in zip(admm.split(PRODUCT, op.weights, state), (x, y, s), strict=True):

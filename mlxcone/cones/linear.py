@@ -48,6 +48,13 @@ class Linear:
         """1 where a row is an inequality, (rows,)."""
         return (_least(self.zero, self.nonneg, dtype) == 0).astype(dtype)
 
+    def project(self, w: mx.array) -> mx.array:
+        """Projection onto K."""
+        if not self.nonneg:
+            return mx.zeros_like(w)
+        above = mx.maximum(w, 0.0)
+        return above * self.inequalities(w.dtype) if self.zero else above
+
     def project_dual(self, z: mx.array) -> mx.array:
         if not self.nonneg:
             return z

@@ -144,8 +144,12 @@ class Product:
         return self._join(parts, z)
 
     def project(self, w: mx.array) -> mx.array:
-        """Projection onto K by Moreau's decomposition."""
-        return w + self.project_dual(-w)
+        """Projection onto K: by Moreau's decomposition where a cone has none of its own."""
+        parts = [
+            g.project(v) if isinstance(g, Linear | SecondOrder) else v + g.project_dual(-v)
+            for g, v in zip(self.groups, self._each(w), strict=True)
+        ]
+        return self._join(parts, w)
 
     def derivative(self, z: mx.array) -> list[Any]:
         """Atoms of D = derivative of the projection onto K*, a list with one entry a group."""

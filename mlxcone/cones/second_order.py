@@ -55,6 +55,8 @@ class SecondOrder:
         factor = mx.where(norm <= t, 1.0, mx.where(norm <= -t, 0.0, ratio))
         return mx.concatenate([t_new, factor * u], axis=-1).reshape(z.shape)
 
+    project = project_dual
+
     def derivative(self, z: mx.array) -> Atoms:
         t, u = self._split(z)
         norm = _norm(u)
