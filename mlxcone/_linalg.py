@@ -7,10 +7,15 @@ matrix is bad. Everything that needs a factorization goes through here.
 from __future__ import annotations
 
 import functools
+import os
+import threading
 from collections.abc import Callable
 from typing import Any, ParamSpec, TypeVar, cast
 
 import mlx.core as mx
+
+_WORTH = 10**5  # batch times order^3 that is worth a stream of its own
+_MOST_STREAMS = 8
 
 _Params = ParamSpec("_Params")
 _Result = TypeVar("_Result")
@@ -27,17 +32,71 @@ def on_cpu(function: Callable[_Params, _Result]) -> Callable[_Params, _Result]:
     return wrapped
 
 
+class _Streams(threading.local):
+    """More streams of the CPU for this thread: each works on a core of its own."""
+
+    def __init__(self) -> None:
+        self._made: list[Any] = []
+
+    def get(self, count: int) -> list[Any]:
+        while len(self._made) < count:
+            self._made.append(mx.new_stream(cast(Any, mx.cpu)))
+        return self._made[:count]
+
+
+_streams = _Streams()
+
+
+def _cores() -> int:
+    try:
+        return len(os.sched_getaffinity(0))  # type: ignore[attr-defined]
+    except AttributeError:  # macOS
+        return os.cpu_count() or 1
+
+
+def _spread(function: Callable[[mx.array], Any]) -> Callable[[mx.array], Any]:
+    """Spread a function of (..., n, n), whose results have lanes first, over the cores.
+
+    LAPACK goes through a batch one by one.
+    """
+
+    @functools.wraps(function)
+    def spread(matrix: mx.array) -> Any:
+        batch, n = matrix.shape[:-2], matrix.shape[-1]
+        flat = matrix.reshape(-1, n, n)
+        total = flat.shape[0]
+        parts = min(_cores(), _MOST_STREAMS, total, total * n**3 // _WORTH)
+        if parts < 2:
+            return function(matrix)
+        bounds = [total * k // parts for k in range(parts + 1)]
+        found = []
+        for stream, low, high in zip(_streams.get(parts), bounds, bounds[1:], strict=False):
+            with mx.stream(stream):
+                found.append(function(flat[low:high]))
+        with mx.stream(cast(Any, mx.cpu)):
+            whole = [mx.concatenate(list(part), axis=0) for part in zip(*found, strict=True)]
+            return tuple(part.reshape(*batch, *part.shape[1:]) for part in whole)
+
+    return spread
+
+
+def _finite(matrix: mx.array) -> mx.array:
+    """Whether the entries of matrices (..., n, n) are finite: their sum is."""
+    return mx.isfinite(mx.sum(mx.flatten(matrix, -2, -1), axis=-1))
+
+
 def _cholesky(matrix: mx.array) -> tuple[mx.array, mx.array]:
     """Cholesky factor, the identity where there is none, and where there is one."""
     eye = mx.eye(matrix.shape[-1], dtype=matrix.dtype)
-    finite = mx.all(mx.isfinite(matrix), axis=(-1, -2))
+    finite = _finite(matrix)
     factor = mx.linalg.cholesky(mx.where(finite[..., None, None], matrix, eye), stream=mx.cpu)
     # LAPACK stops at the first non-positive pivot and MLX hands back what is there.
     pivots = mx.diagonal(factor, axis1=-2, axis2=-1)
-    ok = finite & mx.all(mx.isfinite(factor), axis=(-1, -2)) & (mx.min(pivots, axis=-1) > 0)
+    ok = finite & _finite(factor) & (mx.min(pivots, axis=-1) > 0)
     return mx.where(ok[..., None, None], factor, eye), ok
 
 
+@_spread
 @on_cpu
 def spd_inverse(matrix: mx.array) -> tuple[mx.array, mx.array]:
     """Explicit inverse of symmetric positive definite matrices by Cholesky.
@@ -62,6 +121,7 @@ def is_positive_definite(matrix: mx.array) -> mx.array:
     return _cholesky(matrix)[1]
 
 
+@_spread
 @on_cpu
 def spd_root(matrix: mx.array) -> tuple[mx.array, mx.array]:
     """Inverse R of a Cholesky factor, R'R = matrix^-1, (..., n, n), and where there is one, (...).
@@ -105,7 +165,7 @@ def lu_inverses(matrix: mx.array) -> tuple[mx.array, mx.array, mx.array]:
         tuple: L and U, (B, n, n), with (v L) U = v matrix^-T for rows v, and a boolean array (B,):
         whether the matrix was finite and no pivot zero.
     """
-    finite = mx.all(mx.isfinite(matrix), axis=(-1, -2))
+    finite = _finite(matrix)
     eye = mx.eye(matrix.shape[-1], dtype=matrix.dtype)
     rows, lower, upper = mx.linalg.lu(mx.where(finite[:, None, None], matrix, eye), stream=mx.cpu)
     pivots = mx.diagonal(upper, axis1=-2, axis2=-1)
@@ -119,6 +179,7 @@ def lu_inverses(matrix: mx.array) -> tuple[mx.array, mx.array, mx.array]:
     return lower, mx.contiguous(mx.swapaxes(upper, -1, -2)), ok
 
 
+@_spread
 @on_cpu
 def symmetric_eigen(matrix: mx.array) -> tuple[mx.array, mx.array]:
     """Eigenvalues (..., n), ascending, and eigenvectors as columns, (..., n, n).
@@ -126,7 +187,7 @@ def symmetric_eigen(matrix: mx.array) -> tuple[mx.array, mx.array]:
     Args:
         matrix (mx.array): symmetric, (..., n, n); NaN where it is not finite.
     """
-    finite = mx.all(mx.isfinite(matrix), axis=(-1, -2))
+    finite = _finite(matrix)
     # One NaN would make LAPACK raise for the whole batch.
     safe = mx.where(finite[..., None, None], matrix, 0.0)
     # LAPACK's error in float32 is ten times a rounding, and it runs here anyway.

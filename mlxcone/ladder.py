@@ -24,7 +24,7 @@ from mlxcone.status import Status
 
 _FIRST_BUDGET = 400  # float32 iterations before refinement takes over whatever is left
 _COSTLY_BUDGET = 150  # the same where projections take longer than a step of interior points
-_FIRST_STEPS = 3  # Newton steps of the first try
+_FIRST_STEPS = 5  # Newton steps of the first try
 _TRIES = 2  # in float32, after the first
 _SOONER = 5.0  # factor of the handover where projections are costly
 _TIGHTER = 0.05  # each further try begins at a residual smaller by this
