@@ -125,9 +125,8 @@ class Plain:
         self.data, self.scale = data, scale
         with mx.stream(CPU):
             self.weights, self.factor = data.factor(scale)
-            alpha = mx.array(ALPHA, dtype=mx.float64)
-            narrow = [v.astype(data.knobs.dtype) for v in (self.factor, self.weights, alpha)]
-            self.op = admm.Operator(data.small, *cast(Any, narrow))
+            narrow = [v.astype(data.knobs.dtype) for v in (self.factor, self.weights)]
+            self.op = admm.Operator(data.small, *cast(Any, narrow), ALPHA)
 
     def cold(self) -> mx.array:
         program = self.data.small

@@ -44,16 +44,16 @@ class State(NamedTuple):
 class Fused(NamedTuple):
     """A step of a small program with linear cones as one product.
 
-    With u = 2 s - w for w, and x for x, both in one vector, (x~, s~) = u G + h:
+    With u = 2 s - w for w, and x for x, both in one vector v = (x, w), (x~, s~) = u G + h:
     x~ = u (rho_x K ; -R A K) - K (q - A'R b),  s~ = b - A x~,  K = (P + rho_x I + A'R A)^-1.
-    ``product`` and ``constant`` are alpha G and alpha h; the iterate lies between ``low`` and
-    ``high`` where it is projected.
+    As (x, s) = (u + v) / 2, a step is v <- (1 - alpha / 2) v + u (alpha G - alpha / 2 I) + alpha h.
+    ``product`` is that matrix, its rows of equalities, where u = -w, with the other sign;
+    ``constant`` is alpha h; ``sign`` is -1 for inequalities, where u = |w|, and 1 elsewhere.
     """
 
     product: mx.array
     constant: mx.array
-    low: mx.array
-    high: mx.array | None
+    sign: mx.array
 
     @classmethod
     def of(
@@ -72,14 +72,13 @@ class Fused(NamedTuple):
         top = mx.concatenate([rho_x * inverse, -(R * (A.matrix @ inverse))], axis=-2)
         x = -row_times(program.q - A.transpose_times(weights * program.b), inverse)
         product = mx.concatenate([top, -(top @ A.transposed)], axis=-1)
-        constant = mx.concatenate([x, program.b - A.times(x)], axis=1)
-        bounds = [-float("inf")] * n + [0.0] * program.m
-        low = mx.array(bounds, dtype=x.dtype)
-        high = None
-        if cones.zero_rows:
-            free = [float("inf")] * n + [0.0] * cones.zero_rows
-            high = mx.array(free + [float("inf")] * (program.m - cones.zero_rows), dtype=x.dtype)
-        return cls(alpha * product, alpha * constant, low, high)
+        product = alpha * product - 0.5 * alpha * mx.eye(n + program.m, dtype=x.dtype)
+        constant = alpha * mx.concatenate([x, program.b - A.times(x)], axis=1)
+        k = cones.zero_rows
+        signs = [[1.0] * n + [-1.0] * k + [1.0] * (program.m - k)]
+        signs += [[1.0] * (n + k) + [-1.0] * (program.m - k)]
+        rows, sign = (mx.array(v, dtype=x.dtype) for v in signs)
+        return cls(rows[:, None] * product, constant, sign)
 
     @staticmethod
     def fits(program: Program, cones: Product) -> bool:
@@ -92,15 +91,16 @@ class Fused(NamedTuple):
         product = take_lanes(self.product, chosen, 3)
         return self._replace(product=product, constant=self.constant[chosen])
 
-    def advance(self, state: State, alpha: mx.array, steps: int) -> State:
+    def advance(self, state: State, alpha: float, steps: int) -> State:
         """``steps`` iterations."""
-        flat = _flat(state)
+        flat, constant = _flat(state), self.constant
+        alone = self.product.ndim == 3  # row vectors, each with a matrix of its own
+        flat, constant = (v[:, None, :] if alone else v for v in (flat, constant))
+        stays = 1.0 - 0.5 * alpha
         for _ in range(steps):
-            inside = mx.maximum(flat, self.low)
-            inside = inside if self.high is None else mx.minimum(inside, self.high)
-            moved = row_times(2.0 * inside - flat, self.product)
-            flat = flat - alpha * inside + self.constant + moved
-        return _unflat(flat, state.x.shape[1])
+            u = mx.maximum(flat, self.sign * flat)
+            flat = mx.addmm(constant + stays * flat, u, self.product)
+        return _unflat(flat[:, 0] if alone else flat, state.x.shape[1])
 
 
 class Operator(NamedTuple):
@@ -112,7 +112,7 @@ class Operator(NamedTuple):
     program: Program
     factor: Factor
     weights: mx.array
-    alpha: mx.array
+    alpha: float
     fused: Fused | None = None
 
     def slack(self, x: mx.array) -> mx.array:

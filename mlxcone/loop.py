@@ -302,11 +302,11 @@ class Loop:
 
     def _operator(self, program: Program, factor: Factor, scale: mx.array) -> admm.Operator:
         factor, weights = factor.astype(self.dtype), (scale * self.unit).astype(self.dtype)
-        alpha, fused = mx.array(self.settings.alpha, dtype=self.dtype), None
+        alpha, fused = self.settings.alpha, None
         # In float64 the step in its own terms is the more exact one.
         if self.fuses and isinstance(factor, Explicit):
-            inverse, how = factor.inverse, (self.settings.rho_x, self.settings.alpha)
-            fused = Fused.of(program, self.cones, inverse, weights, *how)
+            rho_x = self.settings.rho_x
+            fused = Fused.of(program, self.cones, factor.inverse, weights, rho_x, alpha)
         return admm.Operator(program, factor, weights, alpha, fused)
 
     def _record(

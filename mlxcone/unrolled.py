@@ -36,7 +36,7 @@ def _splitting(
         program.astype(mx.float32),
         setup.factor.astype(mx.float32),
         admm.row_weights(scale, cones).astype(mx.float32),
-        mx.array(settings.alpha, dtype=mx.float32),
+        settings.alpha,
     )
     state = State(start.x.astype(mx.float32), start.w.astype(mx.float32))
     with mx.stream(device):

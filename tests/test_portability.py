@@ -102,7 +102,7 @@ def operator(quadratic: bool, *arrays: mx.array) -> admm.Operator:
     P, q, A, transposed, b, inverse, weights = arrays
     program = Program(P if quadratic else None, q, Rectangular(A, transposed), b)
     factor = splitting_factor.Explicit(inverse)
-    return admm.Operator(program, factor, weights, narrow(1.6))
+    return admm.Operator(program, factor, weights, 1.6)
 
 
 every_mix = pytest.mark.parametrize("scs", SETS, ids=str)

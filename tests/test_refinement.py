@@ -422,7 +422,7 @@ def operator(program: Program, scale: float) -> admm.Operator:
     scales = mx.full((program.lanes, 1), scale, dtype=mx.float64)
     factor = splitting_factor.explicit(program, scales, admm.unit_weights(PRODUCT), 1e-3)
     weights = admm.row_weights(scales, PRODUCT)
-    return admm.Operator(program, factor, weights, wide(1.6))
+    return admm.Operator(program, factor, weights, 1.6)
 
 
 def splitting(instances: list[Instance]) -> tuple[admm.Operator, admm.State]:

@@ -252,9 +252,9 @@ def test_a_fused_step_is_a_step(zero: int, shared: bool) -> None:
     R = np.array(weights[0])
     inverse = wide(np.linalg.inv(P + 1e-3 * np.eye(n) + np.swapaxes(A, -1, -2) @ (R[:, None] * A)))
     fused = Fused.of(program, cones, inverse, weights, 1e-3, 1.6)
-    plain = Operator(program, Explicit(inverse), weights, wide(1.6))
+    plain = Operator(program, Explicit(inverse), weights, 1.6)
     start = State(*(wide(rng.standard_normal((lanes, k))) for k in (n, m)))
-    expected, _ = advance(cones, plain, start, None, 6)
-    found, _ = advance(cones, plain._replace(fused=fused), start, None, 6)
+    expected, _ = advance(cones, plain, start, None, 6, 6)
+    found, _ = advance(cones, plain._replace(fused=fused), start, None, 6, 6)
     for u, v in zip(found, expected, strict=True):
         np.testing.assert_allclose(np.array(u), np.array(v), rtol=1e-10, atol=1e-10)
