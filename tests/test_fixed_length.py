@@ -68,6 +68,35 @@ def test_compiled_values_and_gradients(argument: int) -> None:
     close(found, mx.grad(reference, argnums=argument)(*data))
 
 
+KINDS: dict[str, mlxcone.Cones] = {
+    "box": mlxcone.Cones(zero=1, box=((-1.0, -2.0), (1.0, 0.5))),
+    "psd": mlxcone.Cones(nonneg=2, psd=(2, 3)),
+    "exp": mlxcone.Cones(nonneg=2, exp=2),
+    "exp dual": mlxcone.Cones(nonneg=2, exp_dual=2),
+    "power": mlxcone.Cones(nonneg=2, power=(0.3, -0.6)),
+    "power nd": mlxcone.Cones(nonneg=2, power_nd=((0.3, 0.3, 0.4),)),
+}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_mlx_can_join_the_graph_of_every_cone(kind: str) -> None:
+    """It raises `IndexError` where a graph takes the same of an array and of its constant.
+
+    That shows in the call; building the kernels, which would take minutes, is left out.
+    """
+    cones, n, lanes = KINDS[kind], 4, 2
+    rng = np.random.default_rng(0)
+    A, b = rng.standard_normal((lanes, cones.rows, n)), rng.standard_normal((lanes, cones.rows))
+    data = [narrow(v) for v in (np.stack([np.eye(n)] * lanes), np.ones((lanes, n)), A, b)]
+
+    def loss(*values: Any) -> mx.array:
+        return mx.sum(mlxcone.solve(*values, cones, fixed_iters=2, newton_iters=2).x)
+
+    assert mx.compile(loss)(*data).shape == ()
+    gradients = mx.compile(mx.grad(loss, argnums=(1, 2)))(*data)
+    assert [g.shape for g in gradients] == [data[1].shape, data[2].shape]
+
+
 def test_compiled_function_follows_its_arguments() -> None:
     """What is traced once must not hold the answer of the first call."""
     first, second = arrays(batch()), arrays(batch(range(4, 8)))

@@ -27,11 +27,9 @@ _LAST = 0.5  # longest last step; a longer one is rounding where rho hardly matt
 # Where y is minus the gradient at y of the barrier of K*, for K = the cone and for K = its dual.
 _CENTRE = [-1.0513839437502288, 0.5564096186043385, 1.2589678864644602]
 _DUAL_CENTRE = [-0.8278383990656786, 0.8051020015847954, 1.290927709856958]
+_FAR = 1e18  # where there is no end
 # Entries that count as zero beside the largest: their quotients are squared.
 _TINY = {mx.float32: 1e-18, mx.float64: 1e-140}
-
-
-_Triple = tuple[mx.array, mx.array, mx.array]  # the entries of vectors, (B, count) each
 
 
 def _exp(x: mx.array) -> mx.array:
@@ -58,74 +56,58 @@ def _root(r: mx.array, s: mx.array, t: mx.array) -> mx.array:
     lower = 1.0 - s / mx.where(has_lower, r, 1.0)
     upper = r / mx.where(has_upper, s, 1.0)
     top = mx.log(mx.maximum(s, tiny)) + upper - c - mx.log(mx.maximum(t, tiny))
-    secant_is_safe = has_upper & (t > tiny)
-
+    top = mx.where(has_upper & (t > tiny), top, mx.inf)  # phi at upper; infinite: no secant
     reach = mx.where(has_lower & has_upper, mx.minimum(0.5 * (upper - lower), 1.0), 1.0)
     from_lower = has_lower & (mx.logical_not(has_upper) | (r >= s))
     rho = mx.where(from_lower, lower + reach, upper - reach)
+    # 2 alpha q = 2 r (rho - left) + left_rest, 2 beta q = 2 s (right - rho) + right_rest.
+    left, left_rest = mx.where(has_lower, lower, 1.0), mx.where(has_lower, 0.0, 2.0 * s)
+    right, right_rest = mx.where(has_upper, upper, 0.0), mx.where(has_upper, 0.0, 2.0 * r)
+    lower, upper = mx.where(has_lower, lower, -_FAR), mx.where(has_upper, upper, _FAR)
+    two_r, two_s, two_t, square_t = 2.0 * r, 2.0 * s, 2.0 * t, mx.square(t)
     for _ in range(_STEPS[rho.dtype]):
-        below = mx.maximum(rho - lower, tiny)
-        above = mx.maximum(upper - rho, tiny)
         q = rho * (rho - 1.0) + 1.0
-        alpha = mx.maximum(mx.where(has_lower, r * below, (rho - 1.0) * r + s) / q, tiny)
-        beta = mx.maximum(mx.where(has_upper, s * above, r - rho * s) / q, tiny)
-        root = mx.sqrt(t * t + 4.0 * (alpha * beta))
-        both = t + root
-        phi = rho - c + mx.log(2.0 * alpha / both)
-        slope = (0.5 * r * both / alpha + 2.0 * s * alpha / both - (2.0 * rho - 1.0) * t) / root
-        step = phi / mx.maximum(1.0 + slope / q, 1e-3)
-        down = mx.where(has_lower, below * mx.expm1(-mx.maximum(step, 0.0) / below), -step)
-        up = mx.where(has_upper, -above * mx.expm1(mx.minimum(step, 0.0) / above), -step)
-        rise = top - phi
+        alpha = mx.maximum((two_r * (rho - left) + left_rest) / q, tiny)
+        beta = mx.maximum((two_s * (right - rho) + right_rest) / q, tiny)
+        root = mx.sqrt(square_t + alpha * beta)
+        E = (t + root) / alpha
+        phi = rho - c - mx.log(E)
+        slope = (r * E + s / E - (rho - 0.5) * two_t) / (root * q)
+        step = phi / mx.maximum(1.0 + slope, 1e-3)
+        falls = phi > 0
+        room = mx.maximum(mx.where(falls, rho - lower, upper - rho), tiny)
+        less = room * mx.expm1(-mx.abs(step) / room)
         # Rounding may put the root a little past upper.
-        secant = mx.minimum(-phi / mx.where(rise > 0, rise, 1.0), 1.0) * above
-        longer = secant_is_safe & (rise > 0) & (secant > up)
-        rho = rho + mx.where(phi > 0, down, mx.where(longer, secant, up))
+        secant = room * mx.minimum(phi / mx.minimum(phi - top, -tiny), 1.0)
+        rho = rho + mx.where(falls, less, mx.maximum(-less, secant))
     return mx.where(flip, 1.0 - rho, rho)
-
-
-def _dot(a: _Triple, b: _Triple) -> mx.array:
-    return a[0] * b[0] + a[1] * b[1] + a[2] * b[2]
 
 
 class _Ray(NamedTuple):
     """A ray of the cone or of its polar.
 
-    Its direction, of length 1, how far along it v is, and how fast what is there moves across as
-    rho moves; ``size`` is the length of the direction as it is written.
+    Its direction, of length 1, (B, count, 3); how far along it v is, and how fast what is there
+    moves across as rho moves, (B, count, 1).
     """
 
-    unit: _Triple
+    unit: mx.array
     along: mx.array
     bend: mx.array
-    size: mx.array
 
-
-def _rays(rho: mx.array, v: _Triple) -> tuple[_Ray, _Ray]:
-    """Where v is on the rays g of the cone and w of its polar that belong to rho."""
-    # The smaller of e^rho and e^-rho may underflow, the larger must not overflow: with
-    # e^rho = growth / decay, p is along decay (rho, 1, e^rho), d along growth (1, 1 - rho, ..).
-    growth, decay = _exp(mx.minimum(rho, 0.0)), _exp(-mx.maximum(rho, 0.0))
-    square_g, square_w, other = mx.square(decay), mx.square(growth), 1.0 - rho
-    round_g, round_w = mx.square(rho) + 1.0, mx.square(other) + 1.0
-
-    def ray(x: mx.array, y: mx.array, z: mx.array, square: mx.array, bend: mx.array) -> _Ray:
+    @classmethod
+    def of(cls, entries: list[mx.array], square: mx.array, bend: mx.array, v: mx.array) -> _Ray:
+        """From the entries of a direction, and the square of its length."""
         size = mx.sqrt(square)
-        unit = x / size, y / size, z / size
+        unit = mx.concatenate(entries, axis=-1) / size
         # Orthogonal projections are as accurate as v, whatever cancels in alpha.
-        along = _dot(unit, v)
-        return _Ray(unit, along, mx.maximum(along, 0.0) * (bend / size), size)
-
-    bend_g, bend_w = square_g + square_w * round_w, square_w + square_g * round_g
-    g = ray(rho * decay, decay, growth, square_g * round_g + square_w, decay * bend_g)
-    w = ray(growth, other * growth, -decay, square_w * round_w + square_g, growth * bend_w)
-    return g, w
+        along = mx.sum(unit * v, axis=-1, keepdims=True)
+        return cls(unit, along, mx.maximum(along, 0.0) * (bend / size))
 
 
 class _Split(NamedTuple):
     """v = p + d: where v is in one of the two, or on the edge between, and else on which rays."""
 
-    v: _Triple
+    v: mx.array
     in_cone: mx.array
     in_polar: mx.array
     on_edge: mx.array
@@ -133,57 +115,88 @@ class _Split(NamedTuple):
     w: _Ray
 
     def _pick(
-        self, cone: _Triple, polar: _Triple, edge: _Triple, curve: _Triple, shape: tuple[int, ...]
+        self, cone: mx.array | float, polar: mx.array | float, edge: mx.array, curve: mx.array
     ) -> mx.array:
-        parts = []
-        for inside, opposite, face, beyond in zip(cone, polar, edge, curve, strict=True):
-            out = mx.where(self.on_edge, face, beyond)
-            parts.append(mx.where(self.in_cone, inside, mx.where(self.in_polar, opposite, out)))
-        return mx.stack(parts, axis=-1).reshape(shape)
+        out = mx.where(self.on_edge, edge, curve)
+        return mx.where(self.in_cone, cone, mx.where(self.in_polar, polar, out))
 
-    def on_cone(self, shape: tuple[int, ...]) -> mx.array:
+    def _edge(self) -> mx.array:
+        """P where v is on the edge."""
+        r, t = self.v[..., :1], self.v[..., 2:]
+        return mx.concatenate([mx.minimum(r, 0.0), mx.zeros_like(r), mx.maximum(t, 0.0)], axis=-1)
+
+    def on_cone(self) -> mx.array:
         """P."""
-        (r, _, t), (x, y, z), zero = self.v, self.g.unit, mx.zeros_like(self.v[0])
-        curve = self.g.along * x, self.g.along * y, self.g.along * z
-        edge = mx.minimum(r, 0.0), zero, mx.maximum(t, 0.0)
-        return self._pick(self.v, (zero, zero, zero), edge, curve, shape)
+        return self._pick(self.v, 0.0, self._edge(), self.g.along * self.g.unit)
 
-    def on_polar(self, shape: tuple[int, ...]) -> mx.array:
+    def on_polar(self) -> mx.array:
         """D."""
-        (r, s, t), (x, y, z), zero = self.v, self.w.unit, mx.zeros_like(self.v[0])
-        curve = self.w.along * x, self.w.along * y, self.w.along * z
-        edge = mx.maximum(r, 0.0), s, mx.minimum(t, 0.0)
-        return self._pick((zero, zero, zero), self.v, edge, curve, shape)
+        return self._pick(0.0, self.v, self.v - self._edge(), self.w.along * self.w.unit)
 
     def atoms(self, polar: bool) -> Atoms:
         """Of the derivative of p, or of d."""
-        v = self.v
-        one, zero = mx.ones_like(v[0]), mx.zeros_like(v[0])
-        shape = (*one.shape, 3)
         total = self.g.bend + self.w.bend
         total = mx.where(total > 0, total, 1.0)
-        positive = (v[2] > 0).astype(one.dtype)
-        ones, zeros = (one, one, one), (zero, zero, zero)
+        one, zero = mx.ones_like(total), mx.zeros_like(total)
+        positive = (self.v[..., 2:] > 0).astype(one.dtype)
         if polar:
-            edge, curve = (zero, one, 1.0 - positive), (zero, self.w.bend / total, one)
-            values = self._pick(zeros, ones, edge, curve, shape)
+            edge, curve = [zero, one, 1.0 - positive], [zero, self.w.bend / total, one]
         else:
-            edge, curve = (one, zero, positive), (one, self.g.bend / total, zero)
-            values = self._pick(ones, zeros, edge, curve, shape)
-        flat = mx.logical_or(self.on_edge, mx.logical_or(self.in_cone, self.in_polar))
-        eye = mx.broadcast_to(mx.eye(3, dtype=one.dtype), (*shape, 3))
-        frame = spectral3.frame(
-            mx.stack([*self.g.unit], axis=-1), mx.stack([*self.w.unit], axis=-1)
+            edge, curve = [one, zero, positive], [one, self.g.bend / total, zero]
+        values = self._pick(
+            float(not polar),
+            float(polar),
+            mx.concatenate(edge, axis=-1),
+            mx.concatenate(curve, axis=-1),
         )
-        return Atoms(values, mx.where(flat[..., None, None], eye, frame))
+        flat = mx.logical_or(self.on_edge, mx.logical_or(self.in_cone, self.in_polar))
+        frame = spectral3.frame(self.g.unit, self.w.unit)
+        return Atoms(values, mx.where(flat[..., None], mx.eye(3, dtype=one.dtype), frame))
+
+
+class _Direction(NamedTuple):
+    """What rho says of its rays; all (B, count, 1).
+
+    The smaller of e^rho and e^-rho may underflow, the larger must not overflow: with
+    e^rho = growth / decay, p is along decay (rho, 1, e^rho), d along growth (1, 1 - rho, ..).
+    """
+
+    rho: mx.array
+    growth: mx.array
+    decay: mx.array
+    square_decay: mx.array
+    square_growth: mx.array
+
+    @classmethod
+    def at(cls, rho: mx.array) -> _Direction:
+        growth, decay = _exp(mx.minimum(rho, 0.0)), _exp(-mx.maximum(rho, 0.0))
+        return cls(rho, growth, decay, mx.square(decay), mx.square(growth))
+
+    def rays(self, v: mx.array) -> tuple[_Ray, _Ray]:
+        """Where v is on the rays g of the cone and w of its polar."""
+        rho, growth, decay, square_g, square_w = self
+        other = 1.0 - rho
+        round_g, round_w = mx.square(rho) + 1.0, mx.square(other) + 1.0
+        bend_g, bend_w = square_g + square_w * round_w, square_w + square_g * round_g
+        g = _Ray.of([rho * decay, decay, growth], bend_w, decay * bend_g, v)
+        w = _Ray.of([growth, other * growth, -decay], bend_g, growth * bend_w, v)
+        return g, w
+
+    def off(self, v: mx.array) -> mx.array:
+        """How far v is off the plane of both rays: n'v, n = g x w."""
+        rho, growth, decay, square_g, square_w = self
+        other = 1.0 - rho
+        x, y = -square_g - square_w * other, square_w + square_g * rho
+        z = decay * growth * (rho * other - 1.0)
+        return x * v[..., :1] + y * v[..., 1:2] + z * v[..., 2:]
 
 
 def _split(v: mx.array) -> _Split:
     """Split v, (B, count, 3) with entries in [-1, 1]."""
     tiny = _TINY[v.dtype]
-    moving = v[..., 0], v[..., 1], v[..., 2]
-    r, s, t = (mx.stop_gradient(a) for a in moving)
-    still = r, s, t
+    # Parts first: mx.compile may lose a graph that takes the same one of v and of its constant.
+    parts = v[..., :1], v[..., 1:2], v[..., 2:]
+    r, s, t = (mx.stop_gradient(part) for part in parts)
     up, right = s > 0, r > 0
     in_cone = mx.logical_and(up, s * _exp(r / mx.where(up, s, 1.0)) <= t)
     in_polar = mx.logical_and(right, r * _exp(s / mx.where(right, r, 1.0) - 1.0) <= -t)
@@ -192,14 +205,12 @@ def _split(v: mx.array) -> _Split:
     r_far = mx.where(on_edge, 1.0, mx.where(mx.abs(r) > tiny, r, 0.0))
     s_far = mx.where(on_edge, 1.0, mx.where(mx.abs(s) > tiny, s, 0.0))
     rho = mx.stop_gradient(_root(r_far, s_far, t))
-    # One Newton step on n'v = 0, n = g x w, also carries the derivative of rho.
-    g, w = _rays(rho, still)
-    (g0, g1, g2), (w0, w1, w2) = ([mx.stop_gradient(a) for a in ray.unit] for ray in (g, w))
-    across = g1 * w2 - g2 * w1, g2 * w0 - g0 * w2, g0 * w1 - g1 * w0
-    slope = mx.maximum(g.bend + w.bend, tiny) / (g.size * w.size)
-    step = _dot(across, moving) / mx.stop_gradient(slope)
+    # One Newton step on n'v = 0 also carries the derivative of rho.
+    near = _Direction.at(rho)
+    g, w = near.rays(mx.stop_gradient(v))
+    step = near.off(v) / mx.maximum(g.bend + w.bend, tiny)
     step = step + mx.stop_gradient(mx.clip(step, -_LAST, _LAST) - step)
-    return _Split(moving, in_cone, in_polar, on_edge, *_rays(rho - step, moving))
+    return _Split(v, in_cone, in_polar, on_edge, *_Direction.at(rho - step).rays(v))
 
 
 @dataclass(frozen=True)
@@ -224,8 +235,7 @@ class Exponential:
 
     def _projected(self, split: _Split, size: mx.array, shape: tuple[int, ...]) -> mx.array:
         # The dual of the exponential cone is minus its polar.
-        rows = (*size.shape[:2], 3)
-        y = split.on_cone(rows) if self.dual else -split.on_polar(rows)
+        y = split.on_cone() if self.dual else -split.on_polar()
         return (size * y).reshape(shape)
 
     def project_dual(self, z: mx.array) -> mx.array:

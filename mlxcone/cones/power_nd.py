@@ -305,7 +305,7 @@ class PowerND:
     def spectral(self, atoms: Atoms, function: Spectral, v: mx.array) -> mx.array:
         columns = v.reshape(v.shape[0], len(self.alphas), self._width, v.shape[-1])
         inner = mx.swapaxes(atoms.vectors, -1, -2) @ columns
-        moved = _difference_quotients(function, mx.stop_gradient(atoms.eigenvalues)) * atoms.moved
+        moved = _difference_quotients(function, atoms.eigenvalues) * atoms.moved
         inner = function(atoms.eigenvalues)[..., None] * inner + moved @ inner
         out = atoms.vectors @ inner
         return out.reshape(out.shape[0], self.rows, v.shape[-1])
