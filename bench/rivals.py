@@ -35,7 +35,7 @@ class Way(NamedTuple):
 def ours(case: Case, batch: int) -> Way:
     """`CvxpyLayer` of this project, default settings, float32 in and out.
 
-    Compiled from the second call on, as it is after ten seconds by itself.
+    Compiled from the second call on, as it is after a minute by itself.
     """
     options = {"on_failure": "return", "compile_after_secs": 1e-9}
     layer = CvxpyLayer(*case.build(), solver_args=options)

@@ -131,7 +131,7 @@ class Settings:
     eps_infeas: float = 1e-8
     max_iters: int = 2000
     time_limit_secs: float = 0.0
-    compile_after_secs: float = 10.0
+    compile_after_secs: float = 60.0
     data_rounding: float = 0.0
     alpha: float = 1.6
     scale: float = 1.0
