@@ -107,7 +107,7 @@ def _factor(program: Program, cones: Product, atoms: list[Any], anchor: Anchor) 
     still = Program(
         None if program.P is None else mx.stop_gradient(program.P),
         mx.stop_gradient(program.q),
-        Rectangular.of(mx.stop_gradient(program.A.matrix), anchor.structure.sparsity),
+        Rectangular.of(mx.stop_gradient(program.A.matrix), anchor.structure.of_factors),
         mx.stop_gradient(program.b),
     )
     if anchor.structure.diagonal and not anchor.traced:

@@ -43,6 +43,7 @@ from mlxcone._linalg import spd_root
 from mlxcone.cones.product import Product
 from mlxcone.low_rank import LowRank
 from mlxcone.operators import Rectangular, padded, row_times
+from mlxcone.pairs import Pairs
 from mlxcone.problem import Program, take_lanes
 from mlxcone.residual_map import Pair
 
@@ -89,27 +90,38 @@ class Root(NamedTuple):
 Factor = Root | LowRank
 
 
-def gram(program: Program, cones: Product, atoms: list[Any], function: Any) -> mx.array:
-    """A'function(D) A, (B, n, n), to the last digit of its largest entries."""
-    A, k = program.A, cones.straight
-    parts = cones.rest_of_gram(atoms, function, _with_lanes(A.matrix), _rows(A))
-    if k and A.places:
-        w = padded(cones.weights(atoms, function), 0, program.m)
-        H = low_rank.slopes(program, w)[..., None] * mx.eye(program.n, dtype=w.dtype)
-        parts.append(H)
+def gram(
+    program: Program, cones: Product, atoms: list[Any], function: Any, fine: bool = False
+) -> mx.array:
+    """A'function(D) A, (B, n, n), to the last digit of its largest entries.
+
+    If ``fine``, to the last digit of all that a cone adds.
+    """
+    A, n = program.A, program.n
+    k = cones.linear if fine else cones.straight
+    pairs = _pairs(A, A.others)
+    if k == 0 or (fine and pairs is None):
+        parts = cones.rest_of_gram(atoms, function, _with_lanes(A.matrix), _rows(A), 0)
+        return functools.reduce(mx.add, parts)
+    parts = cones.rest_of_gram(atoms, function, _with_lanes(A.matrix), _rows(A), k)
+    w = cones.weights(atoms, function, k)
+    if pairs is not None:
+        parts.append(pairs.gram(A.matrix, w))
+    elif A.places:
+        w = padded(w, 0, program.m)
+        parts.append(low_rank.slopes(program, w)[..., None] * mx.eye(n, dtype=w.dtype))
         if A.dense is not None:
             parts.append(A.dense[1] @ (A.other_rows(w)[..., None] * A.dense[0]))
-    elif k:
+    else:
         rows, columns = A.matrix[..., :k, :], A.transposed[..., :k]
-        parts.append(columns @ (cones.weights(atoms, function)[..., None] * rows))
+        parts.append(columns @ (w[..., None] * rows))
     return functools.reduce(mx.add, parts)
 
 
-def fine_gram(program: Program, cones: Product, atoms: list[Any], function: Any) -> mx.array:
-    """The same, (B, n, n), to the last digit of all that a cone adds."""
-    A = program.A
-    parts = cones.rest_of_gram(atoms, function, _with_lanes(A.matrix), _rows(A), straight=False)
-    return functools.reduce(mx.add, parts)
+def _pairs(A: Rectangular, rows: int) -> Pairs | None:
+    """Those of a shared A where they are less work than ``rows`` of it."""
+    pairs = A.sparsity.pairs if A.matrix.ndim == 2 else None
+    return pairs if pairs is not None and pairs.pay(rows) else None
 
 
 def _rows(A: Rectangular) -> np.ndarray | None:
@@ -136,7 +148,8 @@ def root(
 def factor(program: Program, cones: Product, atoms: list[Any]) -> Factor:
     """H's factor in the form that fits the program; zero in lanes where H has none."""
     if cones.polyhedral and program.diagonal is not None and low_rank.fits(program):
-        return low_rank.factor(program, cones.weights(atoms, _penalty(EPSILON)), SIGMA).or_zero()
+        weights = cones.weights(atoms, _penalty(EPSILON), cones.rows)
+        return low_rank.factor(program, weights, SIGMA).or_zero()
     return root(program, cones, atoms)[0]
 
 
@@ -234,7 +247,7 @@ class Jacobian:
         row = dict(zip(rest, range(total, total + len(rest)), strict=True))
         at = mx.array([row.get(lane, lane) for lane in range(total)])
         parts = zip((*w, remainder), (*again, more), strict=True)
-        gx, gz, left = (mx.concatenate(both, axis=0)[at] for both in parts)
+        gx, gz, left = (mx.concatenate(list(both), axis=0)[at] for both in parts)
         return (gx, gz), left
 
     def take(self, chosen: mx.array) -> Jacobian:

@@ -8,6 +8,8 @@ from typing import NamedTuple
 import mlx.core as mx
 import numpy as np
 
+from mlxcone.pairs import Pairs
+
 # Row, column and length of a run of rows with one entry each, in as many columns one by one.
 Place = tuple[int, int, int]
 
@@ -59,10 +61,15 @@ class Columns:
 
 
 class Sparsity(NamedTuple):
-    """What is known of a matrix: places of its diagonal blocks, rows of its columns' entries."""
+    """What is known of a matrix.
+
+    Places of its diagonal blocks, rows of its columns' entries if these are few, and pairs of
+    entries in one row if these are.
+    """
 
     places: tuple[Place, ...] = ()
     columns: Columns | None = None
+    pairs: Pairs | None = None
 
 
 _DENSE = Sparsity()

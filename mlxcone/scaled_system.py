@@ -98,7 +98,7 @@ class Reduced(System):
 
     def _factor(self) -> None:
         program, A = self.program, self.program.A.matrix
-        H = kkt.fine_gram(program, self.cones, self.atoms, _penalty)
+        H = kkt.gram(program, self.cones, self.atoms, _penalty, fine=True)
         if program.P is not None:
             H = H + program.P
         H = H + self.proximal * mx.eye(program.n, dtype=A.dtype)

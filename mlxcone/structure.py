@@ -8,6 +8,7 @@ import mlx.core as mx
 import numpy as np
 
 from mlxcone.operators import Columns, Place, Sparsity
+from mlxcone.pairs import Pairs
 
 _LEAST = 8  # rows that a block of rows with one entry must have to be worth it
 _FEW = 8  # a column has few entries if they are in so small a part of its rows
@@ -26,8 +27,13 @@ class Structure(NamedTuple):
 
     @property
     def of_derivatives(self) -> Sparsity:
-        """What they may make use of."""
-        return self.sparsity if self.constant else Sparsity()
+        """What they may make use of: nothing that scatters, which has no rule for ``jvp``."""
+        return self.of_factors if self.constant else Sparsity()
+
+    @property
+    def of_factors(self) -> Sparsity:
+        """What their factors, which are constants, may make use of."""
+        return self.sparsity._replace(pairs=None)
 
 
 def find(P: mx.array | None, A: mx.array, pattern: np.ndarray | None = None) -> Structure:
@@ -44,7 +50,9 @@ def find(P: mx.array | None, A: mx.array, pattern: np.ndarray | None = None) -> 
         values = np.array(A) != 0 if A.ndim == 2 else None
         full = values if pattern is None else pattern
         assert full is not None
-        sparsity = Sparsity(_runs(full), None if values is None else _columns(values))
+        sparsity = Sparsity(_runs(full))
+        if values is not None:
+            sparsity = sparsity._replace(columns=_columns(values), pairs=Pairs.of(values))
         shared = A.ndim == 2 and P is not None and P.ndim == 2
         diagonal = shared and _is_diagonal(np.array(P))
     except (RuntimeError, ValueError) as error:

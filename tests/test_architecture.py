@@ -41,6 +41,7 @@ LEVELS: dict[str, tuple[int, int]] = {
     "mlxcone.cones.description": (1, 0),
     "mlxcone.cones.product": (1, 3),
     "mlxcone.cones": (1, 4),
+    "mlxcone.pairs": (1, 4),
     "mlxcone.operators": (1, 5),
     "mlxcone.structure": (1, 6),
     "mlxcone.problem": (1, 6),

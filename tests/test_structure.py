@@ -14,6 +14,7 @@ from mlxcone.admm import Fused, Operator, State, advance, row_weights
 from mlxcone.cones.description import Cones
 from mlxcone.cones.product import Product
 from mlxcone.operators import Rectangular, Sparsity
+from mlxcone.pairs import Pairs
 from mlxcone.problem import Program
 from mlxcone.splitting_factor import Explicit
 from mlxcone.structure import Structure
@@ -201,6 +202,62 @@ def test_derivatives_see_entries_that_are_zero() -> None:
         bends = [mx.grad(along)(wide(t)).item() for t in (h, -h)]
         second = mx.grad(mx.grad(along))(zero).item()
         assert second == pytest.approx((bends[0] - bends[1]) / (2 * h), rel=1e-4)
+
+
+def sparse_rows(m: int, n: int, seed: int = 5) -> np.ndarray:
+    """Two entries a row, and a few rows more with ten, one without any."""
+    rng = np.random.default_rng(seed)
+    A = np.zeros((m, n))
+    for i in range(m):
+        count = 10 if i % 25 == 3 else 2
+        A[i, rng.choice(n, count, replace=False)] = rng.uniform(0.5, 2.0, count)
+    A[m // 2] = 0.0
+    return A
+
+
+@pytest.mark.parametrize("some", [90, 40])
+def test_gram_matrices_from_pairs_of_entries(some: int) -> None:
+    A = sparse_rows(90, 60)
+    pairs = Pairs.of(A != 0)
+    assert pairs is not None
+    weights = np.random.default_rng(6).uniform(0.0, 3.0, (3, some))
+    expected = [A[:some].T @ (w[:, None] * A[:some]) for w in weights]
+    np.testing.assert_allclose(pairs.gram(wide(A), wide(weights)), expected, atol=1e-13)
+    assert pairs == Pairs.of(A != 0) != Pairs.of(A[::-1] != 0)
+    assert hash(pairs) == hash(Pairs.of(A != 0))
+
+
+def test_pairs_are_for_sparse_matrices() -> None:
+    assert Pairs.of(np.ones((90, 60), dtype=bool)) is None
+    assert Pairs.of(np.eye(20, dtype=bool)) is None  # nothing to gain
+    pairs = Pairs.of(sparse_rows(90, 60) != 0)
+    assert pairs is not None
+    assert pairs.pay(90)
+    assert not pairs.pay(5)
+    assert structure.find(None, wide(sparse_rows(90, 60))).sparsity.pairs == pairs
+
+
+@pytest.mark.parametrize("newton", [0, 8], ids=["interior points", "newton"])
+def test_the_same_answers_from_pairs(newton: int, monkeypatch: Any) -> None:
+    n, m, zero = 60, 90, 20
+    A, rng = sparse_rows(m, n), np.random.default_rng(7)
+    x, z = rng.standard_normal((2, n)), rng.standard_normal((2, m))
+    free = np.arange(m) < zero
+    y, s = np.where(free, z, np.maximum(z, 0.0)), np.where(free, 0.0, np.maximum(-z, 0.0))
+    P, cones = np.eye(n), {"z": zero, "l": m - zero}
+    data = wide(P), wide(-(x + y @ A)), wide(A), wide(x @ A.T + s), cones
+    used, real = [], Pairs.gram
+    monkeypatch.setattr(Pairs, "gram", lambda *a: used.append(1) or real(*a))
+    # Without a handover nothing is left to Newton's method.
+    how: dict[str, Any] = {"newton_iters": newton, "max_iters": 25}
+    found = mlxcone.solve(*data, **how)
+    assert used
+    assert found.info.status.tolist() == [1, 1]
+    np.testing.assert_allclose(found.x, x, atol=1e-7)
+    for k in range(2):
+        point = (np.array(v[k]) for v in found[:3])
+        q, b = np.array(data[1][k]), np.array(data[3][k])
+        assert verify_solution(P, q, A, b, cones, *point).worst < 1e-8
 
 
 @pytest.mark.parametrize("dense", [0, 1, 3])

@@ -181,15 +181,22 @@ class Product:
         pairs = zip(self._bounds, self.groups, strict=True)
         return max((hi for (_, hi), g in pairs if isinstance(g, Linear | SecondOrder)), default=0)
 
-    def weights(self, atoms: list[Any], function: Spectral) -> mx.array:
-        """Diagonal part of function(D) on the `straight` rows, (B or 1, rows)."""
+    @property
+    def linear(self) -> int:
+        """Rows of the first group if its D is diagonal; no other group has such a D."""
+        return self.groups[0].rows if self.groups and isinstance(self.groups[0], Linear) else 0
+
+    def weights(self, atoms: list[Any], function: Spectral, most: int) -> mx.array:
+        """Diagonal part of function(D) on the `straight` or `linear` rows, (B or 1, ``most``)."""
         parts = []
         for (lo, hi), g, a in zip(self._bounds, self.groups, atoms, strict=True):
+            if hi > most:
+                break
             if isinstance(g, Linear):
                 parts.append(function(a.eigenvalues))
             elif isinstance(g, SecondOrder):
                 parts.append(g.weights(a, function))
-            elif hi <= self.straight:
+            else:
                 like = a.eigenvalues
                 parts.append(mx.zeros((like.shape[0], hi - lo), dtype=like.dtype))
         return parts[0] if len(parts) == 1 else mx.concatenate(parts, axis=1)
@@ -200,20 +207,26 @@ class Product:
         function: Spectral,
         v: mx.array,
         rows_of: np.ndarray | None,
-        straight: bool = True,
+        taken: int,
     ) -> list[mx.array]:
-        """What `weights` leave of v'function(D) v, v (B or 1, m, k), in summands (B, k, k).
+        """What `weights` on the first rows leave of v'function(D) v, in summands (B, k, k).
 
-        Everything if they are not taken out, with not ``straight``: they cost digits where
-        function(D) spans many orders of magnitude. ``rows_of``, (k, most), are the rows of the
-        entries of each column, -1 where there are fewer, if they are few.
+        Args:
+            atoms (list): of D.
+            function: of its eigenvalues.
+            v (mx.array): (B or 1, m, k).
+            rows_of (np.ndarray): the rows of the entries of each column of v, (k, most), -1 where
+                there are fewer, if they are few.
+            taken (int): that many rows have been taken account of by their weights: those that are
+                `straight`, or, as they cost digits where function(D) spans many orders of
+                magnitude, only the `linear` ones, or none.
         """
         parts = []
         for g, a, (lo, hi) in zip(self.groups, atoms, self._bounds, strict=True):
             rows = v[:, lo:hi]
-            if straight and isinstance(g, Linear):
+            if hi <= taken and isinstance(g, Linear):
                 continue
-            if straight and isinstance(g, SecondOrder):
+            if hi <= taken and isinstance(g, SecondOrder):
                 c, V = g.corrections(a, function, rows)
                 parts.append(mx.swapaxes(V, -1, -2) @ (c[..., None] * V))
                 continue
