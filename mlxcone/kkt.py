@@ -25,8 +25,9 @@ the kernel, and M^-1 of that is what each sweep has added in vain. Without it, t
 
 which is zero on the kernel and tends to the pseudoinverse of K, with the error (I + k X) Y^k. Its
 terms are large there, and what their rounding leaves is taken out, too: I - (M^-1 S)^k is zero on
-the kernel and I - Y^k elsewhere. Nothing is decided on the way: it is one graph for regular and
-singular lanes.
+the kernel and I - Y^k elsewhere. A lane whose steps have become small beside their sum has no part
+in a kernel, for that would be in all of them: its sum is left as it is. The graph is the same for
+regular and singular lanes, but for those that are known to be done where there are values.
 """
 
 from __future__ import annotations

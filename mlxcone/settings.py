@@ -106,8 +106,9 @@ class Settings:
             it gives no certificates, and a lane that is not there in time is INDETERMINATE.
 
     Derivative:
-        derivative_sweeps (int): sweeps of iterative refinement of a tangent or adjoint, at least
-            2. Each divides the error by 1e6 times the least curvature of the equilibrated problem.
+        derivative_sweeps (int): most sweeps of iterative refinement of a tangent or adjoint, at
+            least 2. Each divides the error by 1e6 times the least curvature of the equilibrated
+            problem; a lane is done after four if the last step is 1e-9 of the whole.
         derivative_eps (float): relative residual above which an adjoint issues a
             `DerivativeWarning`, except under ``vmap`` and ``compile``; 0 means never. What cannot
             be matched because the solution is not unique does not count.
