@@ -15,7 +15,7 @@ from typing import Any, ParamSpec, TypeVar, cast
 import mlx.core as mx
 
 _WORTH = 10**5  # batch times order^3 that is worth a stream of its own
-_MOST_STREAMS = 8
+_MOST_STREAMS, _STREAMS_IN_ALL = 8, 64
 
 _Params = ParamSpec("_Params")
 _Result = TypeVar("_Result")
@@ -35,11 +35,15 @@ def on_cpu(function: Callable[_Params, _Result]) -> Callable[_Params, _Result]:
 class _Streams(threading.local):
     """More streams of the CPU for this thread: each works on a core of its own."""
 
+    in_all = 0  # of every thread: MLX keeps them when their thread has gone
+
     def __init__(self) -> None:
         self._made: list[Any] = []
 
     def get(self, count: int) -> list[Any]:
-        while len(self._made) < count:
+        """As many, or fewer where many threads have asked."""
+        while len(self._made) < count and _Streams.in_all < _STREAMS_IN_ALL:
+            _Streams.in_all += 1
             self._made.append(mx.new_stream(cast(Any, mx.cpu)))
         return self._made[:count]
 
@@ -66,11 +70,12 @@ def _spread(function: Callable[[mx.array], Any]) -> Callable[[mx.array], Any]:
         flat = matrix.reshape(-1, n, n)
         total = flat.shape[0]
         parts = min(_cores(), _MOST_STREAMS, total, total * n**3 // _WORTH)
-        if parts < 2:
+        streams = _streams.get(parts) if parts > 1 else []
+        if len(streams) < 2:
             return function(matrix)
-        bounds = [total * k // parts for k in range(parts + 1)]
+        bounds = [total * k // len(streams) for k in range(len(streams) + 1)]
         found = []
-        for stream, low, high in zip(_streams.get(parts), bounds, bounds[1:], strict=False):
+        for stream, low, high in zip(streams, bounds, bounds[1:], strict=False):
             with mx.stream(stream):
                 found.append(function(flat[low:high]))
         with mx.stream(cast(Any, mx.cpu)):
