@@ -18,13 +18,14 @@ import mlx.core as mx
 from mlxcone import kkt
 from mlxcone._linalg import lu_inverses, shifted_root
 from mlxcone.cones.product import Product
-from mlxcone.operators import row_times
+from mlxcone.operators import Rectangular, row_times
 from mlxcone.problem import Program
 from mlxcone.residuals import norm
 
 _DAMP = 1e-13  # beside W^2
 _SHIFTS = (1e-14, 1e-12, 1e-10, 1e-8, 1e-6)  # beside a unit diagonal, until Cholesky goes through
 _PIVOT = 1e-14  # on the diagonal of the whole matrix, of entries at most 1
+_LARGE = 1e-3  # W^2 of rows that need no pivot of the whole matrix: entries of A are about 1
 _ROUNDS = 3  # of equilibration of the whole matrix
 _SWEEPS = 8  # of iterative refinement, while each halves the residual
 
@@ -142,27 +143,67 @@ class Reduced(System):
 
 
 class Whole(System):
-    """By Gaussian elimination with pivots on the equilibrated matrix."""
+    """By Gaussian elimination with pivots on the equilibrated matrix.
+
+    In eigenvectors of W^2, where a cone has them, -W^2 is diagonal, and large entries are pivots
+    that cost few digits. Their rows go first; what is left has n rows and one for each small entry,
+    which at a solution are about n.
+    """
 
     def _factor(self) -> None:
-        program, A = self.program, self.program.A.matrix
-        n, m, lanes = program.n, program.m, program.lanes
-        W2 = self.square(mx.eye(m, dtype=A.dtype)[None])
-        P = mx.zeros((n, n), dtype=A.dtype) if program.P is None else program.P
-        rows = [[P, program.A.transposed], [A, -W2]]
-        blocks = [[mx.broadcast_to(b, (lanes, *b.shape[-2:])) for b in row] for row in rows]
-        K = mx.concatenate([mx.concatenate(row, axis=2) for row in blocks], axis=1)
-        self.unit = mx.ones((lanes, n + m), dtype=A.dtype)
+        program, cones, n = self.program, self.cones, self.program.n
+        A = program.A.matrix if program.A.matrix.ndim == 3 else program.A.matrix[None]
+        A, W2 = cones.turned(self.atoms, A), cones.diagonal(self.atoms)
+        lanes = max(A.shape[0], W2.shape[0], program.lanes)
+        A, W2 = (mx.broadcast_to(v, (lanes, *v.shape[1:])) for v in (A, W2))
+        large = W2 >= _LARGE  # False for NaN, where W^2 is not diagonal
+        most: Any = mx.max(mx.sum(mx.logical_not(large), axis=1)).item()
+        stays = max(1, most)
+        # First the rows without eigenvectors, in their order.
+        whole = mx.isnan(W2)
+        order = mx.argsort(mx.where(whole, mx.arange(-program.m, 0.0), W2), axis=1)
+        self._kept, self._place = order[:, :stays], mx.argsort(order, axis=1)
+        self._goes = self._place >= stays
+        self._weights = mx.where(self._goes, 1.0 / mx.where(self._goes, W2, 1.0), 0.0)
+        self._turned = Rectangular.of(A)
+        H = self._turned.transposed @ (self._weights[..., None] * A)
+        H = H if program.P is None else H + program.P
+        small = mx.take_along_axis(A, self._kept[..., None], axis=1)
+        rows = [[H, mx.swapaxes(small, -1, -2)], [small, -self._corner(W2)]]
+        K = mx.concatenate([mx.concatenate(row, axis=2) for row in rows], axis=1)
+        self.unit = mx.ones((lanes, n + stays), dtype=A.dtype)
         for _ in range(_ROUNDS):
             scaled = self.unit[:, :, None] * K * self.unit[:, None, :]
             largest = mx.max(mx.abs(scaled), axis=2)
             self.unit = self.unit * mx.rsqrt(mx.maximum(largest, 1e-30))
-        signs = mx.where(mx.arange(n + m) < n, _PIVOT, -_PIVOT)
+        signs = mx.where(mx.arange(n + stays) < n, _PIVOT, -_PIVOT)
         K = self.unit[:, :, None] * K * self.unit[:, None, :] + mx.diag(signs.astype(A.dtype))
         self.lower, self.upper, ok = lu_inverses(K)
         self.ok = ok[:, None]
 
+    def _corner(self, W2: mx.array) -> mx.array:
+        """W^2 on the rows that stay, where ``W2`` (B, m) is its diagonal, NaN where it has more."""
+        kept = mx.take_along_axis(W2, self._kept, axis=1)
+        corner = mx.where(mx.isnan(kept), 0.0, kept)[..., None] * mx.eye(
+            kept.shape[1], dtype=W2.dtype
+        )
+        rows = self.cones.undiagonal
+        if not rows:
+            return corner
+        here = mx.array(rows)
+        units = mx.eye(self.program.m, dtype=W2.dtype)[:, here]
+        block = self.square(units[None])[:, here]
+        rest = kept.shape[1] - len(rows)
+        return corner + mx.pad(block, [(0, 0), (0, rest), (0, rest)])
+
     def _solve_once(self, r: mx.array, t: mx.array) -> tuple[mx.array, mx.array]:
-        right = self.unit * mx.concatenate([r, t], axis=1)
+        n = self.program.n
+        t = self.cones.turned(self.atoms, t[..., None])[..., 0]
+        r = r + self._turned.transpose_times(self._weights * t)
+        right = self.unit * mx.concatenate([r, mx.take_along_axis(t, self._kept, axis=1)], axis=1)
         found = self.unit * row_times(row_times(right, self.lower), self.upper)
-        return found[:, : self.program.n], found[:, self.program.n :]
+        dx, kept = found[:, :n], found[:, n:]
+        gone = self._weights * (self._turned.times(dx) - t)
+        at = mx.minimum(self._place, kept.shape[1] - 1)
+        dy = mx.where(self._goes, gone, mx.take_along_axis(kept, at, axis=1))
+        return dx, self.cones.turned(self.atoms, dy[..., None], back=True)[..., 0]

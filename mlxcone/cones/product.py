@@ -278,6 +278,38 @@ class Product:
         pairs = zip(self._interiors, self._each(s), self._each(y), strict=True)
         return [g.scaling(a, b, mu) for g, a, b in pairs]
 
+    def turned(self, atoms: list[Any], v: mx.array, back: bool = False) -> mx.array:
+        """The columns of v (B or 1, m, k) in eigenvectors of W^2, or ``back`` from there.
+
+        Rows of cones that do not offer these stay as they are.
+        """
+        parts = [
+            g.turned(a, part, back) if isinstance(g, Semidefinite) else part
+            for g, a, part in zip(self.groups, atoms, self._each(v), strict=True)
+        ]
+        lanes = max((part.shape[0] for part in parts), default=1)
+        return self._join([mx.broadcast_to(p, (lanes, *p.shape[1:])) for p in parts], v)
+
+    @property
+    def undiagonal(self) -> list[int]:
+        """Rows that `turned` leaves as they are although W^2 is not diagonal there."""
+        pairs = zip(self._bounds, self.groups, strict=True)
+        left = [b for b, g in pairs if not isinstance(g, Linear | Semidefinite)]
+        return [row for lo, hi in left for row in range(lo, hi)]
+
+    def diagonal(self, atoms: list[Any]) -> mx.array:
+        """W^2 on the rows that `turned` makes diagonal, (B, m); NaN elsewhere, 0 on equalities."""
+        parts = []
+        for (lo, hi), g, a in zip(self._bounds, self.groups, atoms, strict=True):
+            if isinstance(g, Linear):
+                parts.append(a.eigenvalues * g.inequalities(a.eigenvalues.dtype))
+            elif isinstance(g, Semidefinite):
+                parts.append(g.diagonal(a))
+            else:
+                like = a[0]
+                parts.append(mx.full((like.shape[0], hi - lo), mx.nan, dtype=like.dtype))
+        return parts[0] if len(parts) == 1 else mx.concatenate(parts, axis=1)
+
     def correction(self, atoms: list[Any], y: mx.array, ds: mx.array, dy: mx.array) -> mx.array:
         """What a step (ds, dy) leaves of s = mu g(y) in second order, (B, m)."""
         triples = zip(*(self._each(v) for v in (y, ds, dy)), strict=True)

@@ -117,17 +117,35 @@ class Semidefinite:
         y = self._triangles(positive_part.value(eigen)).reshape(z.shape)
         return y, Atoms(positive_part.slopes(eigen.values), eigen)
 
-    def spectral(self, atoms: Atoms | Scaling, function: Spectral, v: mx.array) -> mx.array:
+    def _columns(self, v: mx.array) -> mx.array:
+        """(B, rows, k) as matrices, (B, count, k, order, order)."""
         columns = v.reshape(v.shape[0], self.count, self._size, v.shape[-1])
-        inner = self._matrices(mx.swapaxes(columns, -1, -2))
+        return self._matrices(mx.swapaxes(columns, -1, -2))
+
+    def _rows(self, matrices: mx.array) -> mx.array:
+        """The other way."""
+        out = mx.swapaxes(self._triangles(matrices), -1, -2)
+        return out.reshape(out.shape[0], self.rows, out.shape[-1])
+
+    def spectral(self, atoms: Atoms | Scaling, function: Spectral, v: mx.array) -> mx.array:
+        inner = self._columns(v)
         if isinstance(atoms, Scaling):
             Q = atoms.vectors[:, :, None]
             Qt = mx.swapaxes(Q, -1, -2)
             image = Q @ (function(atoms.eigenvalues)[:, :, None] * (Qt @ inner @ Q)) @ Qt
         else:
             image = positive_part.derivative_times(atoms.eigen, function, inner)
-        out = mx.swapaxes(self._triangles(image), -1, -2)
-        return out.reshape(out.shape[0], self.rows, v.shape[-1])
+        return self._rows(image)
+
+    def turned(self, atoms: Scaling, v: mx.array, back: bool) -> mx.array:
+        """The columns of v (B or 1, rows, k) in the eigenvectors of W^2, or ``back`` from there."""
+        Q, Qt = atoms.vectors[:, :, None], mx.swapaxes(atoms.vectors, -1, -2)[:, :, None]
+        inner = self._columns(v)
+        return self._rows(Q @ inner @ Qt if back else Qt @ inner @ Q)
+
+    def diagonal(self, atoms: Scaling) -> mx.array:
+        """W^2 there, (B, rows)."""
+        return self._lower(atoms).reshape(atoms.eigenvalues.shape[0], self.rows)
 
     def half(
         self,
@@ -143,14 +161,17 @@ class Semidefinite:
         vectors = atoms.vectors if isinstance(atoms, Scaling) else atoms.eigen.vectors
         entries = None if rows_of is None else self._entries(rows_of)
         if entries is None:
-            columns = v.reshape(v.shape[0], self.count, self._size, v.shape[-1])
-            inner, Q = self._matrices(mx.swapaxes(columns, -1, -2)), vectors[:, :, None]
+            inner, Q = self._columns(v), vectors[:, :, None]
             turned = mx.swapaxes(Q, -1, -2) @ inner @ Q
         else:
             turned = self._turned(vectors, v, entries)
-        flat = root(function, atoms.eigenvalues)[:, :, None] * turned
-        flat = flat.reshape(*flat.shape[:3], -1)
+        flat = self._triangles(turned) * root(function, self._lower(atoms))[:, :, None]
         return mx.swapaxes(flat, 1, 2).reshape(flat.shape[0], v.shape[-1], -1)
+
+    def _lower(self, atoms: Atoms | Scaling) -> mx.array:
+        """The eigenvalues in the order of the rows, (B, count, size)."""
+        flat = mx.flatten(atoms.eigenvalues, -2, -1)
+        return mx.take(flat, mx.array(self._places[1]), axis=-1)
 
     def _entries(self, rows_of: np.ndarray) -> tuple[np.ndarray, ...] | None:
         """Row, two indices into all the rows of the matrices, and share, (count, columns, most).
