@@ -68,12 +68,6 @@ def _penalty(eps: float) -> Callable[[mx.array], mx.array]:
     return lambda eigenvalue: eigenvalue / ((1.0 + eps) - eigenvalue)
 
 
-def weighted_rows(program: Program, cones: Product, atoms: list[Any], function: Any) -> mx.array:
-    """function(D) A, (B, m, n)."""
-    matrix = program.A.matrix
-    return cones.spectral(atoms, function, matrix if matrix.ndim == 3 else matrix[None])
-
-
 class Root(NamedTuple):
     """R (B, n, n), lower triangular, with R'R = H^-1: a product more than H^-1, but soon made."""
 

@@ -109,8 +109,11 @@ def _direction(
     """Newton direction -H^-1 gradient (B, n), and whether H could be factored (B, 1)."""
     R, sigma = point.penalty, point.proximal
     atoms = cones.derivative(u)
-    weighted = R[..., None] * kkt.weighted_rows(program, cones, atoms, lambda e: e)
-    inverse, ok = spd_inverse(kkt.normal_matrix(program, weighted, sigma[..., None]))
+    H = sigma[..., None] * mx.eye(program.n, dtype=R.dtype)
+    H = H if program.P is None else H + program.P
+    if program.m:
+        H = H + R[..., None] * kkt.gram(program, cones, atoms, lambda e: e)
+    inverse, ok = spd_inverse(H)
 
     def times(v: mx.array) -> mx.array:
         rows = R * cones.apply_derivative(atoms, program.A.times(v))
