@@ -2,21 +2,26 @@
 
 import subprocess
 import sys
-import time
 from importlib import metadata, resources
 
-LIMIT = 0.5  # seconds of import beyond mlx and cvxpy
 ROUNDS = 5
+# In one process: the difference of two would be lost in what the machine does beside.
+IMPORT = """
+import sys, time
+import mlx.core, mlx.nn, cvxpy
+before = set(sys.modules)
+begin = time.perf_counter()
+import mlxcone, cvxpylayers_mlx
+seconds = time.perf_counter() - begin
+print(seconds, *sorted({name.partition(".")[0] for name in set(sys.modules) - before}))
+"""
 
 
-def seconds(code: str) -> float:
-    """Least time of a fresh interpreter: what else the machine does is not ours."""
-    times = []
-    for _ in range(ROUNDS):
-        begin = time.perf_counter()
-        subprocess.run([sys.executable, "-c", code], check=True)
-        times.append(time.perf_counter() - begin)
-    return min(times)
+def import_ours() -> tuple[float, set[str]]:
+    """Seconds beyond what users import anyway, and the packages that came with it."""
+    ran = subprocess.run([sys.executable, "-c", IMPORT], check=True, capture_output=True, text=True)
+    seconds, *packages = ran.stdout.split()
+    return float(seconds), set(packages)
 
 
 needed = {
@@ -28,7 +33,8 @@ assert needed == {"mlx", "cvxpy", "numpy", "scipy"}, needed
 for package in ("mlxcone", "cvxpylayers_mlx"):
     assert resources.files(package).joinpath("py.typed").is_file(), package
 
-base = seconds("import mlx.core, mlx.nn, cvxpy")
-with_ours = seconds("import mlx.core, mlx.nn, cvxpy, mlxcone, cvxpylayers_mlx")
-print(f"import: {with_ours - base:.2f} s beyond mlx and cvxpy ({base:.2f} s)")
-assert with_ours - base < LIMIT
+imports = [import_ours() for _ in range(ROUNDS)]
+seconds = min(seconds for seconds, _ in imports)
+print(f"import: {seconds:.2f} s beyond mlx and cvxpy (least of {ROUNDS})")
+# No bound on the time, which is the machine's as much as ours; on what costs time, one.
+assert imports[0][1] == {"mlxcone", "cvxpylayers_mlx"}, imports[0][1]
