@@ -133,7 +133,7 @@ def markdown(rows: list[dict[str, Any]]) -> str:
     for case, batch in dict.fromkeys((r["case"], r["batch"]) for r in rows):
         found = [_find(rows, case, batch, w) for w in ways]
         times = [[row[k] for k in ("forward", "both") if k in row] for row in found]
-        cells = [", ".join(f"{t:.3g}" for t in some) for some in times]
+        cells = [", ".join(f"{t:.1f}" if t < 100 else f"{t:.0f}" for t in some) for some in times]
         lines.append(f"| {CASES[case].name} | {batch} | " + " | ".join(cells) + " |")
     return "\n".join(lines) + "\n"
 
@@ -187,7 +187,7 @@ def draw(rows: list[dict[str, Any]], path: Path) -> None:
         axis.axis("off")
     figure.suptitle("Forward and backward (solid) and forward alone (dashed)")
     figure.tight_layout()
-    figure.savefig(path, dpi=130)
+    figure.savefig(path, dpi=90)
 
 
 def main() -> int:
