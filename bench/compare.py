@@ -101,6 +101,16 @@ def _geometric(values: list[float]) -> float:
     return float(np.exp(np.mean(np.log(values)))) if values else float("nan")
 
 
+def _ratios(rows: list[dict[str, Any]], kind: str, peer: str, batch: int) -> dict[str, float]:
+    """How many times longer the peer takes, for each case that both did."""
+    found = {}
+    for case in dict.fromkeys(r["case"] for r in rows):
+        own, other = (_find(rows, case, batch, w).get(kind) for w in (OURS, peer))
+        if own and other:
+            found[case] = other / own
+    return found
+
+
 def table(rows: list[dict[str, Any]]) -> str:
     """Times of each way, and how many times longer the peers take."""
     lines = []
@@ -114,11 +124,7 @@ def table(rows: list[dict[str, Any]]) -> str:
             lines.append(f"{case:<12}{batch:>6}{text}")
         for peer in PEERS:
             for batch in sorted({r["batch"] for r in rows}):
-                ratios = {}
-                for case in dict.fromkeys(r["case"] for r in rows):
-                    own, other = (_find(rows, case, batch, w).get(kind) for w in (OURS, peer))
-                    if own and other:
-                        ratios[case] = other / own
+                ratios = _ratios(rows, kind, peer, batch)
                 if ratios:
                     each = ", ".join(f"{c} {v:.2g}" for c, v in ratios.items())
                     mean = _geometric(list(ratios.values()))
@@ -127,7 +133,7 @@ def table(rows: list[dict[str, Any]]) -> str:
 
 
 def markdown(rows: list[dict[str, Any]]) -> str:
-    """A line for each case and batch size: milliseconds forward, and forward and backward."""
+    """Milliseconds forward, and forward and backward; below, how many times longer peers take."""
     ways = [w for w in WAYS if any(r["way"] == w for r in rows)]
     lines = ["| layer | batch | " + " | ".join(ways) + " |", "|---" * (2 + len(ways)) + "|"]
     for case, batch in dict.fromkeys((r["case"], r["batch"]) for r in rows):
@@ -135,6 +141,13 @@ def markdown(rows: list[dict[str, Any]]) -> str:
         times = [[row[k] for k in ("forward", "both") if k in row] for row in found]
         cells = [", ".join(f"{t:.1f}" if t < 100 else f"{t:.0f}" for t in some) for some in times]
         lines.append(f"| {CASES[case].name} | {batch} | " + " | ".join(cells) + " |")
+    lines += ["", "| batch | over | forward | forward and backward |", "|---|---|---|---|"]
+    for batch in sorted({r["batch"] for r in rows}):
+        for peer in PEERS:
+            both = [list(_ratios(rows, k, peer, batch).values()) for k in ("forward", "both")]
+            cells = [f"{_geometric(some):.2f} (least {min(some):.2f})" for some in both if some]
+            if cells:
+                lines.append(f"| {batch} | {peer} | " + " | ".join(cells) + " |")
     return "\n".join(lines) + "\n"
 
 
