@@ -100,6 +100,7 @@ class _Canonical(NamedTuple):
     recover: Callable[[Array], Array]
 
 
+@mlxcone.on_cpu
 def _canonical(case: Case, batch: int) -> _Canonical:
     layer: Any = CvxpyLayer(*case.build())
     values = [mx.array(v, dtype=mx.float64) for v in case.values(batch)]
@@ -127,10 +128,10 @@ def _canonical(case: Case, batch: int) -> _Canonical:
     P_pattern, A_pattern = pattern(P + np.swapaxes(P, 1, 2)), pattern(A)
     variable = form.variables[0]
 
+    @mlxcone.on_cpu
     def first(x: Array) -> Array:
         wide = mx.array(x, dtype=mx.float64)
-        with mx.stream(mx.Device(mx.DeviceType.cpu)):
-            return np.array(recover.value(wide, wide, variable, mx.float64))
+        return np.array(recover.value(wide, wide, variable, mx.float64))
 
     return _Canonical(
         packed(P, P_pattern), P_pattern, q, packed(A, A_pattern), A_pattern, b, form.cones, first

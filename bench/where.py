@@ -1,6 +1,6 @@
 """Where the time of a layer goes: mapping, factors, products, projections, checks, adjoint.
 
-    python bench/where.py [--cases qp simplex ...] [--batches 1 256] [--rounds 5]
+    python bench/where.py [--cases qp simplex ...] [--batches 1 256] [--rounds 5] [--device gpu]
 
 Every part is evaluated before its clock stops, which costs some time of its own: the shares count,
 not the sums. Prints a table for each case and writes bench/results/where.json and a picture of it.
@@ -156,14 +156,17 @@ def main() -> None:
     parser.add_argument("--cases", nargs="+", choices=CASES, default=list(CASES))
     parser.add_argument("--batches", nargs="+", type=int, default=[1, 256])
     parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--device", choices=("cpu", "gpu"), default="cpu")
     options = parser.parse_args()
+    mx.set_default_device(mx.Device(getattr(mx.DeviceType, options.device)))
     rows = [
         measure(name, batch, options.rounds) for name in options.cases for batch in options.batches
     ]
     RESULTS.mkdir(exist_ok=True)
-    (RESULTS / "where.json").write_text(json.dumps(rows, indent=1))
+    name = "where" if options.device == "cpu" else "where_gpu"
+    (RESULTS / f"{name}.json").write_text(json.dumps(rows, indent=1))
     try:
-        picture(rows, RESULTS / "where.png")
+        picture(rows, RESULTS / f"{name}.png")
     except ImportError:
         print("for a picture, install matplotlib")
 

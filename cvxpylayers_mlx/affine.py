@@ -14,6 +14,8 @@ import mlx.core as mx
 import numpy as np
 import scipy.sparse as sp
 
+from mlxcone import on_cpu
+
 
 class SparseMap:
     """y = M p for lanes of p, (B, columns) -> (B, rows).
@@ -51,9 +53,7 @@ class SparseMap:
         sources, targets = (self.rows, self.columns) if transposed else (self.columns, self.rows)
         size = self.shape[1] if transposed else self.shape[0]
         # Lanes last: gather and scatter then move contiguous rows.
-        with mx.stream(mx.Device(mx.DeviceType.cpu)):
-            values = self.values.astype(p.dtype)
-        moved = values[:, None] * mx.take(p.T, sources, axis=0)
+        moved = self.values.astype(p.dtype)[:, None] * mx.take(p.T, sources, axis=0)
         return mx.zeros((size, p.shape[0]), dtype=p.dtype).at[targets].add(moved).T
 
 
@@ -61,20 +61,24 @@ def _linear(owner: SparseMap, transposed: bool) -> Any:
     """The map, or its transpose, as a custom function with every rule."""
 
     @mx.custom_function
+    @on_cpu
     def apply(p: mx.array) -> mx.array:
         # mx.jvp would walk through the scatter although the rule below is there.
         return owner._apply(mx.stop_gradient(p), transposed)
 
     @apply.vjp
+    @on_cpu
     def apply_vjp(primals: Any, cotangents: Any, outputs: Any) -> Any:
         cotangent = cotangents[0] if isinstance(cotangents, (tuple, list)) else cotangents
         return (owner._forward if transposed else owner._backward)(cotangent)
 
     @apply.jvp
+    @on_cpu
     def apply_jvp(primals: Any, tangents: Any) -> Any:
         return apply(tangents[0] if isinstance(tangents, (tuple, list)) else tangents)
 
     @apply.vmap
+    @on_cpu
     def apply_vmap(inputs: Any, axes: Any) -> Any:
         p, axis = (v[0] if isinstance(v, (tuple, list)) else v for v in (inputs, axes))
         p = mx.moveaxis(p, axis, 0)

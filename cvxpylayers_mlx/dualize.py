@@ -28,7 +28,6 @@ from cvxpylayers_mlx.program import (
     constants,
     finished,
     grid,
-    on_cpu,
     row_times,
     warm_parts,
 )
@@ -107,23 +106,22 @@ class Dual:
     def read(self, read: Read) -> Data:
         """The dual program, float64; ``read`` gives the arrays of maps."""
         dtype = read(self.parts["cost"]).dtype
-        with on_cpu():
-            found = {k: read(part).astype(mx.float64) for k, part in self.parts.items()}
-            pivots = mx.array(self.pivots, dtype=mx.float64)
-            A, b = found["F"] / pivots[:, None], found["b"]
-            q = found["g"] - row_times(b, A) if self.zero else found["g"]
-            if self.idle.size:
-                picks = np.zeros((self.pivots.size, self.idle.size))
-                picks[self.idle, np.arange(self.idle.size)] = -1.0
-                columns = mx.array(picks, dtype=mx.float64)
-                A = mx.concatenate(
-                    [A, mx.broadcast_to(columns, (*A.shape[:-2], *columns.shape))], axis=-1
-                )
-                here = -row_times(b, columns)
-                lanes = max(q.shape[:-1], here.shape[:-1])
-                q = mx.concatenate(
-                    [mx.broadcast_to(v, (*lanes, v.shape[-1])) for v in (q, here)], axis=-1
-                )
+        found = {k: read(part).astype(mx.float64) for k, part in self.parts.items()}
+        pivots = mx.array(self.pivots, dtype=mx.float64)
+        A, b = found["F"] / pivots[:, None], found["b"]
+        q = found["g"] - row_times(b, A) if self.zero else found["g"]
+        if self.idle.size:
+            picks = np.zeros((self.pivots.size, self.idle.size))
+            picks[self.idle, np.arange(self.idle.size)] = -1.0
+            columns = mx.array(picks, dtype=mx.float64)
+            A = mx.concatenate(
+                [A, mx.broadcast_to(columns, (*A.shape[:-2], *columns.shape))], axis=-1
+            )
+            here = -row_times(b, columns)
+            lanes = max(q.shape[:-1], here.shape[:-1])
+            q = mx.concatenate(
+                [mx.broadcast_to(v, (*lanes, v.shape[-1])) for v in (q, here)], axis=-1
+            )
         return Data(None, q, A, -found["q"] / pivots, dtype, (b, found["cost"]))
 
     def start(self, warm: Any) -> Any:
@@ -141,25 +139,24 @@ class Dual:
     def restore(self, found: mlxcone.Solution, data: Data) -> mlxcone.Solution:
         """The solution of the whole program from that of the dual."""
         b, cost = data.link
-        with on_cpu():
-            status = _turned(found.info.status)
-            solved, zero = status[..., None] > 0, mx.array(0.0, dtype=mx.float64)
-            ray = status[..., None] == int(Status.UNBOUNDED)
-            slack = mx.where(ray, zero, b) - found.y
-            x = self.to_x(slack) if slack.ndim == 2 else self.to_x(slack[None])[0]
-            # NaN must not meet the sums over lanes that derivatives of a shared cost make.
-            value = mx.sum(cost * mx.where(mx.isfinite(x), x, zero), axis=-1)
-            objective = mx.where(solved[..., 0], value, mx.nan)
-            gap = mx.zeros((*found.s.shape[:-1], self.zero), dtype=mx.float64)
-            info = found.info._replace(
-                status=status,
-                primal_residual=found.info.dual_residual,
-                dual_residual=found.info.primal_residual,
-                objective=objective,
-            )
-            y = mx.concatenate([found.x[..., : self.zero], found.s], axis=-1)
-            s = mx.concatenate([gap + blot(found.y, solved), found.y], axis=-1)
-            return finished(x, y, s, info, data.dtype)
+        status = _turned(found.info.status)
+        solved, zero = status[..., None] > 0, mx.array(0.0, dtype=mx.float64)
+        ray = status[..., None] == int(Status.UNBOUNDED)
+        slack = mx.where(ray, zero, b) - found.y
+        x = self.to_x(slack) if slack.ndim == 2 else self.to_x(slack[None])[0]
+        # NaN must not meet the sums over lanes that derivatives of a shared cost make.
+        value = mx.sum(cost * mx.where(mx.isfinite(x), x, zero), axis=-1)
+        objective = mx.where(solved[..., 0], value, mx.nan)
+        gap = mx.zeros((*found.s.shape[:-1], self.zero), dtype=mx.float64)
+        info = found.info._replace(
+            status=status,
+            primal_residual=found.info.dual_residual,
+            dual_residual=found.info.primal_residual,
+            objective=objective,
+        )
+        y = mx.concatenate([found.x[..., : self.zero], found.s], axis=-1)
+        s = mx.concatenate([gap + blot(found.y, solved), found.y], axis=-1)
+        return finished(x, y, s, info, data.dtype)
 
 
 def _turned(status: mx.array) -> mx.array:

@@ -26,7 +26,6 @@ from cvxpylayers_mlx.program import (
     constants,
     finished,
     grid,
-    on_cpu,
     row_times,
     warm_parts,
 )
@@ -125,19 +124,18 @@ class Elimination:
     def read(self, read: Read) -> Data:
         """The smaller program, float64; ``read`` gives the arrays of maps."""
         dtype = read(self.parts["q_x"]).dtype
-        with on_cpu():
-            # P is squared in what t costs: float64, whatever the data are.
-            found = {k: read(part).astype(mx.float64) for k, part in self.parts.items()}
-            pivots = mx.array(self.pivots, dtype=mx.float64)
-            E, f = -found["A_t"] / pivots[:, None], found["b_t"] / pivots
-            cost_x = Cost(found.get("P_x"), found["q_x"])
-            cost_t = Cost(found.get("P_t"), found["q_t"], self.diagonal)
-            P, q = cost_x.P, cost_x.q + row_times(cost_t.slope(f), E)
-            if cost_t.P is not None:
-                EPE = cost_t.conjugated(E)
-                P = EPE if P is None else P + EPE
-            # Where nothing else is batched, x is as many times what f is.
-            q = mx.broadcast_to(q, (*(f if q.ndim == 1 else q).shape[:-1], q.shape[-1]))
+        # P is squared in what t costs: float64, whatever the data are.
+        found = {k: read(part).astype(mx.float64) for k, part in self.parts.items()}
+        pivots = mx.array(self.pivots, dtype=mx.float64)
+        E, f = -found["A_t"] / pivots[:, None], found["b_t"] / pivots
+        cost_x = Cost(found.get("P_x"), found["q_x"])
+        cost_t = Cost(found.get("P_t"), found["q_t"], self.diagonal)
+        P, q = cost_x.P, cost_x.q + row_times(cost_t.slope(f), E)
+        if cost_t.P is not None:
+            EPE = cost_t.conjugated(E)
+            P = EPE if P is None else P + EPE
+        # Where nothing else is batched, x is as many times what f is.
+        q = mx.broadcast_to(q, (*(f if q.ndim == 1 else q).shape[:-1], q.shape[-1]))
         link = Link(E, f, cost_x, cost_t)
         return Data(P, q, found["A_x"], found["b_x"], dtype, link)
 
@@ -153,26 +151,25 @@ class Elimination:
         """The solution of the whole program from that of the smaller."""
         of = data.link
         assert of is not None
-        with on_cpu():
-            status = found.info.status[..., None]
-            solved, zero = status > 0, mx.array(0.0, dtype=mx.float64)
-            # NaN must not meet the sums over lanes that derivatives of a shared E make.
-            x = mx.where(mx.isfinite(found.x), found.x, zero)
-            ray = status == int(mlxcone.Status.UNBOUNDED)
-            t = row_times(x, mx.swapaxes(of.E, -1, -2)) + mx.where(ray, zero, of.f)
-            y = -of.cost_t.slope(t) / mx.array(self.pivots, dtype=mx.float64)
-            objective = mx.where(solved[..., 0], of.cost_x(x) + of.cost_t(t), mx.nan)
-            t = t + blot(found.x, solved)
-            # The rows that went have no part in a certificate.
-            y = mx.where(solved, y, zero) + blot(found.y if self.rows.size else found.x, solved)
-            s = mx.zeros_like(y) + blot(found.s if self.rows.size else found.x, solved)
-            return finished(
-                _join(self.place_x, found.x, t),
-                _join(self.place_rows, found.y, y),
-                _join(self.place_rows, found.s, s),
-                found.info._replace(objective=objective),
-                data.dtype,
-            )
+        status = found.info.status[..., None]
+        solved, zero = status > 0, mx.array(0.0, dtype=mx.float64)
+        # NaN must not meet the sums over lanes that derivatives of a shared E make.
+        x = mx.where(mx.isfinite(found.x), found.x, zero)
+        ray = status == int(mlxcone.Status.UNBOUNDED)
+        t = row_times(x, mx.swapaxes(of.E, -1, -2)) + mx.where(ray, zero, of.f)
+        y = -of.cost_t.slope(t) / mx.array(self.pivots, dtype=mx.float64)
+        objective = mx.where(solved[..., 0], of.cost_x(x) + of.cost_t(t), mx.nan)
+        t = t + blot(found.x, solved)
+        # The rows that went have no part in a certificate.
+        y = mx.where(solved, y, zero) + blot(found.y if self.rows.size else found.x, solved)
+        s = mx.zeros_like(y) + blot(found.s if self.rows.size else found.x, solved)
+        return finished(
+            _join(self.place_x, found.x, t),
+            _join(self.place_rows, found.y, y),
+            _join(self.place_rows, found.s, s),
+            found.info._replace(objective=objective),
+            data.dtype,
+        )
 
 
 def _join(place: SparseMap, kept: mx.array, gone: mx.array) -> mx.array:

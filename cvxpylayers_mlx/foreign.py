@@ -79,8 +79,7 @@ class Foreign:
         code = mx.array(status)
         # A product, for the gradient of such a problem is NaN too.
         mark = mx.where(code > 0, 1.0, mx.nan)[..., None]
-        with mx.stream(mx.Device(mx.DeviceType.cpu)):
-            x, y, s = (v * mark.astype(v.dtype) for v in found[:3])
+        x, y, s = (v * mark.astype(v.dtype) for v in found[:3])
         return mlxcone.Solution(x, y, s, found.info._replace(status=code))
 
 

@@ -14,6 +14,7 @@ from cvxpylayers_mlx import recover
 from cvxpylayers_mlx.canonicalize import DataMap, canonicalize
 from cvxpylayers_mlx.foreign import Foreign
 from cvxpylayers_mlx.native import Native
+from mlxcone import on_cpu
 
 if TYPE_CHECKING:
     import cvxpy as cp
@@ -125,6 +126,7 @@ class CvxpyLayer:
         """The same as calling the layer."""
         return self(*params, solver_args=solver_args)
 
+    @on_cpu
     def solve(
         self, *params: mx.array, solver_args: Mapping[str, Any] | None = None
     ) -> LayerSolution:
@@ -158,8 +160,7 @@ class CvxpyLayer:
     def _objective(self, found: mlxcone.Solution, selected: parameter_vector.Checked) -> mx.array:
         form = self._canonical
         constant = self._data(selected, form.constant)
-        with mx.stream(mx.Device(mx.DeviceType.cpu)):
-            value = form.sign * (found.info.objective + constant[..., 0])
+        value = form.sign * (found.info.objective + constant[..., 0])
         value = recover.exp(value) if form.logarithm else value
         return value.astype(selected.dtype)
 

@@ -57,14 +57,8 @@ def spoiled(data: Data, wrong: mx.array | None) -> Data:
     """Data with NaN in the lanes that are ``wrong``, (B,) or ()."""
     if wrong is None:
         return data
-    with on_cpu():
-        blot = mx.where(wrong, mx.nan, 0.0)[..., None]
-        return data._replace(q=data.q + blot.astype(data.q.dtype))
-
-
-def on_cpu() -> Any:
-    """Where float64 lives."""
-    return mx.stream(mx.Device(mx.DeviceType.cpu))
+    blot = mx.where(wrong, mx.nan, 0.0)[..., None]
+    return data._replace(q=data.q + blot.astype(data.q.dtype))
 
 
 def row_times(v: mx.array, matrix: mx.array) -> mx.array:

@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING
 
 from mlxcone._version import __version__
 from mlxcone.cones.description import Cones
+from mlxcone.devices import on_cpu
 from mlxcone.problem import as_array
 from mlxcone.report import History, Progress, Watcher
 from mlxcone.settings import Settings
@@ -34,6 +35,7 @@ __all__ = [
     "distributed",
     "evaluated",
     "nn",
+    "on_cpu",
     "plots",
     "solve",
 ]

@@ -10,26 +10,14 @@ import functools
 import os
 import threading
 from collections.abc import Callable
-from typing import Any, ParamSpec, TypeVar, cast
+from typing import Any
 
 import mlx.core as mx
 
+from mlxcone.devices import CPU, on_cpu
+
 _WORTH = 10**5  # batch times order^3 that is worth a stream of its own
 _MOST_STREAMS, _STREAMS_IN_ALL = 8, 64
-
-_Params = ParamSpec("_Params")
-_Result = TypeVar("_Result")
-
-
-def on_cpu(function: Callable[_Params, _Result]) -> Callable[_Params, _Result]:
-    """Run every operation of ``function`` on the CPU stream, where float64 and LAPACK live."""
-
-    @functools.wraps(function)
-    def wrapped(*args: _Params.args, **kwargs: _Params.kwargs) -> _Result:
-        with mx.stream(cast(Any, mx.cpu)):
-            return function(*args, **kwargs)
-
-    return wrapped
 
 
 class _Streams(threading.local):
@@ -44,7 +32,7 @@ class _Streams(threading.local):
         """As many, or fewer where many threads have asked."""
         while len(self._made) < count and _Streams.in_all < _STREAMS_IN_ALL:
             _Streams.in_all += 1
-            self._made.append(mx.new_stream(cast(Any, mx.cpu)))
+            self._made.append(mx.new_stream(CPU))
         return self._made[:count]
 
 
@@ -78,9 +66,8 @@ def _spread(function: Callable[[mx.array], Any]) -> Callable[[mx.array], Any]:
         for stream, low, high in zip(streams, bounds, bounds[1:], strict=False):
             with mx.stream(stream):
                 found.append(function(flat[low:high]))
-        with mx.stream(cast(Any, mx.cpu)):
-            whole = [mx.concatenate(list(part), axis=0) for part in zip(*found, strict=True)]
-            return tuple(part.reshape(*batch, *part.shape[1:]) for part in whole)
+        whole = [mx.concatenate(list(part), axis=0) for part in zip(*found, strict=True)]
+        return tuple(part.reshape(*batch, *part.shape[1:]) for part in whole)
 
     return spread
 
@@ -101,8 +88,8 @@ def _cholesky(matrix: mx.array) -> tuple[mx.array, mx.array]:
     return mx.where(ok[..., None, None], factor, eye), ok
 
 
-@_spread
 @on_cpu
+@_spread
 def spd_inverse(matrix: mx.array) -> tuple[mx.array, mx.array]:
     """Explicit inverse of symmetric positive definite matrices by Cholesky.
 
@@ -126,8 +113,8 @@ def is_positive_definite(matrix: mx.array) -> mx.array:
     return _cholesky(matrix)[1]
 
 
-@_spread
 @on_cpu
+@_spread
 def spd_root(matrix: mx.array) -> tuple[mx.array, mx.array]:
     """Inverse R of a Cholesky factor, R'R = matrix^-1, (..., n, n), and where there is one, (...).
 
@@ -184,8 +171,8 @@ def lu_inverses(matrix: mx.array) -> tuple[mx.array, mx.array, mx.array]:
     return lower, mx.contiguous(mx.swapaxes(upper, -1, -2)), ok
 
 
-@_spread
 @on_cpu
+@_spread
 def symmetric_eigen(matrix: mx.array) -> tuple[mx.array, mx.array]:
     """Eigenvalues (..., n), ascending, and eigenvectors as columns, (..., n, n).
 

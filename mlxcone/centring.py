@@ -18,7 +18,6 @@ from typing import Any, NamedTuple
 import mlx.core as mx
 
 from mlxcone import equilibrate, interior, kkt, lanes
-from mlxcone._linalg import on_cpu
 from mlxcone.cones.exponential import Exponential
 from mlxcone.cones.linear import Linear
 from mlxcone.cones.power import Power
@@ -26,6 +25,7 @@ from mlxcone.cones.power_nd import PowerND
 from mlxcone.cones.product import Product
 from mlxcone.cones.second_order import SecondOrder
 from mlxcone.cones.semidefinite import Semidefinite2
+from mlxcone.devices import on_cpu
 from mlxcone.equilibrate import Scaling
 from mlxcone.problem import Program
 from mlxcone.residuals import dot

@@ -14,6 +14,7 @@ import mlx.core as mx
 import numpy as np
 import scipy.sparse as sp
 
+from mlxcone.gather import gather
 from mlxcone.residuals import dot
 from mlxcone.sparse import Sparse
 
@@ -88,7 +89,7 @@ class Blocks(NamedTuple):
         """Of D P D and E A D, for d (n,) and e (m,)."""
         gone, own = self.gone, d
         if gone is not None:
-            own, theirs = mx.take(d, gone.others), mx.take(d, gone.places)
+            own, theirs = gather(d, gone.others), gather(d, gone.places)
             gone = gone._replace(A=gone.A.scaled(e, theirs), P=gone.P * mx.square(theirs))
         P = None if self.P is None else self.P.scaled(own, own)
         return Blocks(P, self.A.scaled(e, own), gone)
@@ -146,11 +147,11 @@ class Conjugate(NamedTuple):
         A, gone = self.blocks.A, self.blocks.gone
         if gone is None or self.pivots is None:
             return self._reduced(v)
-        theirs = mx.take(v, gone.places, axis=1)
+        theirs = gather(v, gone.places)
         bent = self.weights * gone.A.times(theirs / self.pivots)
-        x = self._reduced(mx.take(v, gone.others, axis=1) - A.transpose_times(bent))
+        x = self._reduced(gather(v, gone.others) - A.transpose_times(bent))
         theirs = (theirs - gone.A.transpose_times(self.weights * A.times(x))) / self.pivots
-        return mx.take(mx.concatenate([x, theirs], axis=1), gone.order, axis=1)
+        return gather(mx.concatenate([x, theirs], axis=1), gone.order)
 
     def _reduced(self, v: mx.array) -> mx.array:
         """Solve with the Schur complement."""

@@ -27,6 +27,7 @@ from cvxpy.reductions.solvers.conic_solvers.conic_solver import ConicSolver
 from cvxpy.reductions.solvers.utilities import extract_dual_value, get_dual_values
 from cvxpy.utilities.psd_utils import TriangleKind
 
+from mlxcone.devices import on_cpu
 from mlxcone.settings import Settings
 from mlxcone.solution import Info, Solution
 from mlxcone.solver import Solver
@@ -142,6 +143,7 @@ class MLXCONE(ConicSolver):
         """BibTeX of the methods; the software itself has no paper."""
         return _CITATION
 
+    @on_cpu
     def solve_via_data(
         self,
         data: dict[str, Any],
@@ -165,25 +167,24 @@ class MLXCONE(ConicSolver):
         start = None
         if warm_start and kept is not None and (kept.shape, kept.cones) == (A.shape, cones):
             start = kept.solution
-        with mx.stream(mx.Device(mx.DeviceType.cpu)):
-            began = time.perf_counter()
-            solver = Solver(P if has_P else None, A, cones, settings)
-            ready = time.perf_counter()
-            solution = solver.solve(data[names.C], data[names.B], warm_start=start)
-            mx.eval(solution)
-            done = time.perf_counter()
+        began = time.perf_counter()
+        solver = Solver(P if has_P else None, A, cones, settings)
+        ready = time.perf_counter()
+        solution = solver.solve(data[names.C], data[names.B], warm_start=start)
+        mx.eval(solution)
+        done = time.perf_counter()
         if solver_cache is not None and solution.info.status.item() == Status.SOLVED:
             solver_cache[self.name()] = _Kept(A.shape, cones, solution)
         return _Answer(solution, setup_time=ready - began, solve_time=done - ready)
 
     @staticmethod
+    @on_cpu
     def answer(x: np.ndarray, y: np.ndarray) -> _Answer:
         """What a solve that ended at x and y would have returned, for `invert`."""
         zero = mx.zeros((), dtype=mx.int32)
         nothing = mx.array(0.0)
         info = Info(zero + Status.SOLVED, zero, zero, *[nothing] * 4)
-        with mx.stream(mx.Device(mx.DeviceType.cpu)):
-            point = [mx.array(v, dtype=mx.float64) for v in (x, y, 0.0 * y)]
+        point = [mx.array(v, dtype=mx.float64) for v in (x, y, 0.0 * y)]
         return _Answer(Solution(point[0], point[1], point[2], info), 0.0, 0.0)
 
     def invert(self, solution: _Answer, inverse_data: Any) -> Reply:

@@ -31,8 +31,8 @@ from typing import Any, NamedTuple
 import mlx.core as mx
 
 from mlxcone import equilibrate, kkt, lanes
-from mlxcone._linalg import on_cpu
 from mlxcone.cones.product import Product
+from mlxcone.devices import on_cpu
 from mlxcone.equilibrate import Scaling
 from mlxcone.operators import Rectangular, outer, outers, row_times
 from mlxcone.problem import Program

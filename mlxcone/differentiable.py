@@ -16,11 +16,12 @@ from typing import Any
 import mlx.core as mx
 
 from mlxcone import centring, derivative, ladder, lanes, problem, smoothing, unrolled
-from mlxcone._linalg import on_cpu, poison
+from mlxcone._linalg import poison
 from mlxcone.centring import Central
 from mlxcone.cones.description import Cones
 from mlxcone.cones.product import Product
 from mlxcone.derivative import Accuracy, Anchor, Gradients
+from mlxcone.devices import iterations, on_cpu
 from mlxcone.equilibrate import Scaling
 from mlxcone.ladder import Outcome, Setup
 from mlxcone.operators import Rectangular, Sparsity
@@ -103,20 +104,19 @@ def _smoothed(
 
 def _placeholder(lanes: int, n: int, m: int, smooth_rows: int | None) -> tuple[mx.array, ...]:
     """Arrays of the shapes and dtypes of `_flat` and `_smoothed`, which raise when evaluated."""
-    with mx.stream(mx.Device(mx.DeviceType.cpu)):
-        raises = poison()
-        wide = [(lanes, n), (lanes, m), (lanes, m)]
-        counts = [(lanes,)] * 3
-        rest = [(lanes,)] * 3 + [(lanes, n), (lanes, m), (lanes, 1), (lanes, 1)]
+    raises = poison()
+    wide = [(lanes, n), (lanes, m), (lanes, m)]
+    counts = [(lanes,)] * 3
+    rest = [(lanes,)] * 3 + [(lanes, n), (lanes, m), (lanes, 1), (lanes, 1)]
 
-        def like(shape: tuple[int, ...], dtype: mx.Dtype = mx.float64) -> mx.array:
-            return mx.broadcast_to(raises.astype(dtype), shape)
+    def like(shape: tuple[int, ...], dtype: mx.Dtype = mx.float64) -> mx.array:
+        return mx.broadcast_to(raises.astype(dtype), shape)
 
-        plain = (*map(like, wide), *(like(c, mx.int32) for c in counts), *map(like, rest))
-        if smooth_rows is None:
-            return plain
-        smooth = [(lanes, n), (lanes, smooth_rows), (lanes, smooth_rows), (lanes, n, n)]
-        return (*plain, *map(like, smooth), like((lanes,), mx.bool_))
+    plain = (*map(like, wide), *(like(c, mx.int32) for c in counts), *map(like, rest))
+    if smooth_rows is None:
+        return plain
+    smooth = [(lanes, n), (lanes, smooth_rows), (lanes, smooth_rows), (lanes, n, n)]
+    return (*plain, *map(like, smooth), like((lanes,), mx.bool_))
 
 
 def _check(outcome: Outcome, settings: Settings) -> None:
@@ -158,6 +158,7 @@ def custom(
     repeated = Repeated(settings.compile_after_secs)
     smooth_rows = product.without_boxes().rows if settings.smoothing else None
 
+    @on_cpu
     def forward(*arguments: mx.array) -> tuple[mx.array, ...]:
         deadline = time.monotonic() + (settings.time_limit_secs or float("inf"))
         try:
@@ -176,8 +177,7 @@ def custom(
         program = _program(detached, has_P, structure.sparsity, structure.diagonal)
         setup = None if cache is None else cache.get(program, product, settings)
         rounding = settings.data_rounding or mx.finfo(arguments[1].dtype).eps
-        device: Any = mx.default_device()  # MLX's stubs say that there may be none
-        how = settings, device, start, setup, rounding
+        how = settings, iterations(), start, setup, rounding
         if settings.fixed_iters:
             outcome = unrolled.run(program, product, *how)
         else:
@@ -188,15 +188,18 @@ def custom(
     solve = mx.custom_function(forward)
 
     @solve.vjp
+    @on_cpu
     def solve_vjp(primals: Any, cotangents: Any, outputs: Any) -> Any:
         return _pull_back(primals, cotangents, outputs, product, has_P, structure, settings)
 
     @solve.jvp
+    @on_cpu
     def solve_jvp(primals: Any, tangents: Any) -> Any:
         outputs = solve(*primals)
         return _push_forward(primals, tangents, outputs, product, has_P, structure, settings)
 
     @solve.vmap
+    @on_cpu
     def solve_vmap(arguments: Any, axes: Any) -> Any:
         mapped, size, lanes = _merge(arguments, axes)
         outputs: Any = solve(*mapped)

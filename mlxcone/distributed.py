@@ -14,8 +14,8 @@ import mlx.core as mx
 from mlx.utils import tree_map
 
 from mlxcone import problem
-from mlxcone._linalg import on_cpu
 from mlxcone.cones.description import Cones
+from mlxcone.devices import on_cpu
 from mlxcone.solution import Solution, evaluated
 from mlxcone.solver import solve as solve_here
 

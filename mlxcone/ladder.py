@@ -8,9 +8,9 @@ from typing import Any, NamedTuple
 import mlx.core as mx
 
 from mlxcone import admm, certificates, equilibrate, lanes, loop, residuals, splitting_factor
-from mlxcone._linalg import on_cpu
 from mlxcone.certificates import Certificate
 from mlxcone.cones.product import Product
+from mlxcone.devices import on_cpu
 from mlxcone.equilibrate import Scaling
 from mlxcone.loop import Loop, Splitting
 from mlxcone.problem import Program, unusable

@@ -34,9 +34,11 @@ class Calls:
         if self._compiled is None:
             return function(*fixed, *trees)
         leaves: list[mx.array] = []
-        key = function, fixed, _flatten(trees, leaves)
+        what = function, fixed, _flatten(trees, leaves)
+        # A graph stays on the device that it was made for.
+        key = mx.default_device(), what
         if key not in self._compiled:
-            self._compiled[key] = _Compiled(*key)
+            self._compiled[key] = _Compiled(*what)
         return self._compiled[key](leaves)
 
 

@@ -24,10 +24,10 @@ from typing import Any
 import mlx.core as mx
 
 from mlxcone import centring, derivative, equilibrate, interior, kkt
-from mlxcone._linalg import on_cpu
 from mlxcone.centring import Central
 from mlxcone.cones.product import Product
 from mlxcone.derivative import DEFAULT, Accuracy, Anchor, Gradients
+from mlxcone.devices import on_cpu
 from mlxcone.equilibrate import Scaling
 from mlxcone.operators import Rectangular, outer, outers, row_times
 from mlxcone.problem import Program

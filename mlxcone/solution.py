@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 
 import mlx.core as mx
 
+from mlxcone.devices import on_cpu
 from mlxcone.status import Status
 
 
@@ -28,6 +29,7 @@ class Info(NamedTuple):
     gap: mx.array
     objective: mx.array
 
+    @on_cpu
     def __repr__(self) -> str:
         """A table: how the lanes ended, and median, least and largest of every number."""
         try:

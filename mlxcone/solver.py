@@ -10,9 +10,9 @@ import mlx.core as mx
 import numpy as np
 
 from mlxcone import large, problem, structure
-from mlxcone._linalg import on_cpu
 from mlxcone.cones.description import Cones
 from mlxcone.cones.product import Product
+from mlxcone.devices import on_cpu
 from mlxcone.differentiable import Cache, custom
 from mlxcone.problem import reorder
 from mlxcone.settings import Settings
@@ -22,6 +22,7 @@ from mlxcone.structure import Structure
 _shared_custom = functools.lru_cache(maxsize=256)(custom)
 
 
+@on_cpu
 def solve(
     P: Any,
     q: Any,
@@ -107,6 +108,7 @@ class Solver:
         self.settings = Settings.of(settings, overrides)
         self._set(P, A)
 
+    @on_cpu
     def _set(self, P: Any, A: Any) -> None:
         if large.applies(P, A):
             raise NotImplementedError(
@@ -126,6 +128,7 @@ class Solver:
     def A(self) -> mx.array:
         return self._now[1]
 
+    @on_cpu
     def __reduce__(self) -> Any:
         # In NumPy, which keeps float64 where MLX's pickles do not. The factor is made again.
         one = mx.zeros(1)  # NumPy has no bfloat16
@@ -138,6 +141,7 @@ class Solver:
         """Replace P or A (what is None stays); the next solve sets up again."""
         self._set(self.P if P is None else P, self.A if A is None else A)
 
+    @on_cpu
     def solve(self, q: Any, b: Any, *, warm_start: Any = None) -> Solution:
         """Solve for q ``(n,)`` or ``(B, n)`` and b ``(m,)`` or ``(B, m)``; as `mlxcone.solve`."""
         P, A, functions = self._now

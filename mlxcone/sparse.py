@@ -1,8 +1,7 @@
 """Matrices of which only the entries are kept: products by gathering, with no scatter.
 
 Each row is padded to a width and the rows of one width stand together (ELLPACK in slabs), so that
-(A x)_i is a sum over gathered entries of x; A' has slabs of its own. The batch is the last axis of
-what is gathered, so that the entries of all lanes are neighbours.
+(A x)_i is a sum over gathered entries of x; A' has slabs of its own.
 """
 
 from __future__ import annotations
@@ -14,6 +13,8 @@ import mlx.core as mx
 import numpy as np
 import scipy.sparse as sp
 
+from mlxcone.gather import gather
+
 
 class Slab(NamedTuple):
     """Rows of one width: columns (width, rows) of the entries, and their values; 0 pads."""
@@ -22,8 +23,8 @@ class Slab(NamedTuple):
     values: mx.array
 
     def gathered(self, x: mx.array) -> mx.array:
-        """Entries times those of x (columns, B): (width, rows, B)."""
-        return mx.take(x, self.columns, axis=0) * self.values[..., None]
+        """Entries times those of x (B, columns): (B, width, rows)."""
+        return gather(x, self.columns) * self.values
 
 
 class Slabs(NamedTuple):
@@ -53,17 +54,16 @@ class Slabs(NamedTuple):
         return cls(tuple(slabs), mx.array(np.argsort(order).astype(np.int32)))
 
     def _each(self, rows: Callable[[Slab], mx.array]) -> mx.array:
-        """Something of each row, (rows, ...), in the order of the rows."""
-        return mx.take(mx.concatenate([rows(slab) for slab in self.slabs]), self.places, axis=0)
+        """Something of each row, (B, rows), in the order of the rows."""
+        return gather(mx.concatenate([rows(slab) for slab in self.slabs], axis=1), self.places)
 
     def times(self, x: mx.array) -> mx.array:
         """The product with each x (B, columns), (B, rows)."""
-        turned = mx.swapaxes(x, 0, 1)
-        return mx.swapaxes(self._each(lambda slab: mx.sum(slab.gathered(turned), axis=0)), 0, 1)
+        return self._each(lambda slab: mx.sum(slab.gathered(x), axis=1))
 
     def largest(self, x: mx.array) -> mx.array:
         """Largest size of entry times that of x (columns,) in each row, (rows,)."""
-        return self._each(lambda s: mx.max(mx.abs(s.gathered(x[:, None])), axis=0))[:, 0]
+        return self._each(lambda slab: mx.max(mx.abs(slab.gathered(x[None])), axis=1))[0]
 
     def scaled(self, left: mx.array, right: mx.array) -> Slabs:
         """diag(left) M diag(right)."""
@@ -72,8 +72,8 @@ class Slabs(NamedTuple):
         order = mx.argsort(self.places)
         for slab in self.slabs:
             count = slab.columns.shape[1]
-            rows = mx.take(left, order[at : at + count])
-            slabs.append(slab._replace(values=slab.values * rows * mx.take(right, slab.columns)))
+            rows = gather(left, order[at : at + count])
+            slabs.append(slab._replace(values=slab.values * rows * gather(right, slab.columns)))
             at += count
         return self._replace(slabs=tuple(slabs))
 
@@ -135,7 +135,7 @@ class Sparse(NamedTuple):
             own = order[at : at + slab.columns.shape[1]]
             parts.append(mx.sum(mx.where(slab.columns == own, slab.values, 0.0), axis=0))
             at += slab.columns.shape[1]
-        return mx.take(mx.concatenate(parts), self.rows.places)
+        return gather(mx.concatenate(parts), self.rows.places)
 
 
 class SparseProgram(NamedTuple):

@@ -10,9 +10,9 @@ from __future__ import annotations
 import mlx.core as mx
 
 from mlxcone import admm, equilibrate, ladder, refine, residuals
-from mlxcone._linalg import on_cpu
 from mlxcone.admm import State
 from mlxcone.cones.product import Product
+from mlxcone.devices import on_cpu
 from mlxcone.equilibrate import Scaling
 from mlxcone.ladder import Outcome, Setup
 from mlxcone.problem import Program, not_finite, without

@@ -1,7 +1,9 @@
 """Device switch, hypothesis profiles and fixtures of the whole suite.
 
-``MLXCONE_TEST_DEVICE=gpu`` runs everything with MLX's default device set to the GPU; the default is
-the CPU. ``MLXCONE_TEST_PROFILE=thorough`` draws ten times as many examples, and new ones each time.
+``MLXCONE_TEST_DEVICE=gpu`` runs everything with MLX's default device set to the GPU, ``pretended``
+with one that refuses what GPUs do not have; the default is the CPU. What tests do themselves, in
+float64, is done on the CPU. ``MLXCONE_TEST_PROFILE=thorough`` draws ten times as many examples, and
+new ones each time.
 """
 
 import os
@@ -9,8 +11,11 @@ from collections.abc import Iterator
 
 import mlx.core as mx
 import numpy as np
+import pretended_gpu
 import pytest
 from hypothesis import HealthCheck, settings
+
+import mlxcone
 
 _SUPPRESSED = (HealthCheck.too_slow, HealthCheck.data_too_large)
 
@@ -31,18 +36,21 @@ settings.register_profile(
 )
 settings.load_profile(os.environ.get("MLXCONE_TEST_PROFILE", "suite"))
 
-_DEVICES = {"cpu": mx.DeviceType.cpu, "gpu": mx.DeviceType.gpu}
+_DEVICES = {"cpu": mx.DeviceType.cpu, "gpu": mx.DeviceType.gpu, "pretended": mx.DeviceType.gpu}
 
 
 def _wanted_device() -> str:
     name = os.environ.get("MLXCONE_TEST_DEVICE", "cpu").lower()
     if name not in _DEVICES:
-        raise pytest.UsageError(f"MLXCONE_TEST_DEVICE: expected cpu or gpu, got {name!r}")
+        known = ", ".join(_DEVICES)
+        raise pytest.UsageError(f"MLXCONE_TEST_DEVICE: expected one of {known}, got {name!r}")
     return name
 
 
 def pytest_configure(config: pytest.Config) -> None:
     """Choose the device before anything is collected; a missing one is an error, not a skip."""
+    if _wanted_device() == "pretended":
+        pretended_gpu.switch_on()
     device = mx.Device(_DEVICES[_wanted_device()])
     if not mx.is_available(device):
         raise pytest.UsageError(f"MLXCONE_TEST_DEVICE: {_wanted_device()} is not available here")
@@ -62,6 +70,13 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if "gpu" in item.keywords:
             item.add_marker(skip)
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_call(item: pytest.Item) -> None:
+    """On a GPU, a test's own arithmetic is done on the CPU; solves inside iterate on the GPU."""
+    if _wanted_device() == "gpu" and isinstance(item, pytest.Function):
+        item.obj = mlxcone.on_cpu(item.obj)
 
 
 @pytest.fixture(autouse=True)

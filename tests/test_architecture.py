@@ -19,10 +19,12 @@ TESTING = "mlxcone.testing"
 # own below. The second number orders modules inside one level, for the few that need an order.
 LEVELS: dict[str, tuple[int, int]] = {
     "mlxcone._version": (0, 0),
-    "mlxcone._linalg": (0, 0),
+    "mlxcone.devices": (0, 0),
+    "mlxcone._linalg": (0, 1),
     "mlxcone.settings": (0, 0),
     "mlxcone.status": (0, 0),
     "mlxcone.lanes": (0, 0),
+    "mlxcone.gather": (0, 0),
     "mlxcone.repeated": (0, 0),
     "mlxcone.solution": (0, 1),
     "mlxcone.cones.base": (1, 0),

@@ -7,6 +7,7 @@ from typing import Any
 import mlx.core as mx
 import mlx.nn as nn
 
+from mlxcone.devices import on_cpu
 from mlxcone.nn import checks
 from mlxcone.nn.projections import BoxSimplex, Simplex
 
@@ -22,11 +23,13 @@ class Sparsemax(nn.Module):
         **settings: of the solver, see `mlxcone.Settings`.
     """
 
+    @on_cpu
     def __init__(self, size: int, temperature: float = 1.0, **settings: Any) -> None:
         super().__init__()
         self._temperature = checks.positive("temperature", temperature)
         self._project = Simplex(size, **settings)
 
+    @on_cpu
     def __call__(self, scores: mx.array) -> mx.array:
         """Probabilities of scores ``(..., size)``, along the last axis."""
         return self._project(scores / self._temperature)
@@ -46,6 +49,7 @@ class SoftTopK(nn.Module):
         **settings: of the solver, see `mlxcone.Settings`.
     """
 
+    @on_cpu
     def __init__(self, size: int, k: int, temperature: float = 1.0, **settings: Any) -> None:
         super().__init__()
         self._temperature = checks.positive("temperature", temperature)
@@ -53,6 +57,7 @@ class SoftTopK(nn.Module):
             raise ValueError(f"k: expected a number above 0, at most size = {size}, got {k!r}")
         self._project = BoxSimplex(size, 0.0, 1.0, float(k), **settings)
 
+    @on_cpu
     def __call__(self, scores: mx.array) -> mx.array:
         """Weights of scores ``(..., size)``, along the last axis."""
         return self._project(scores / self._temperature)

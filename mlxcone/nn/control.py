@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 import mlx.core as mx
 import mlx.nn as nn
 
+from mlxcone.devices import on_cpu
 from mlxcone.nn import checks
 from mlxcone.solver import solve
 
@@ -43,6 +44,7 @@ class LinearMPC(nn.Module):
         ValueError: sizes or the limit are not positive.
     """
 
+    @on_cpu
     def __init__(
         self, states: int, controls: int, horizon: int, limit: float, **settings: Any
     ) -> None:
@@ -74,20 +76,20 @@ class LinearMPC(nn.Module):
         """P, q, A and b of the controls, float64: powers of A may grow beyond float32's digits."""
         n, m = self.control.shape
         T = self._horizon
-        with mx.stream(mx.Device(mx.DeviceType.cpu)):
-            F, G = self._response()
-            costs = (v.astype(mx.float64) for v in (self.state_cost, self.control_cost))
-            # An exact exponential: MLX's has float32's digits in float64, too.
-            Q, R = (mx.tile(mx.power(mx.array(math.e, dtype=mx.float64), v), T) for v in costs)
-            P = G.T @ (Q[:, None] * G) + mx.diag(R)
-            away = state.reshape(-1, n).astype(mx.float64) @ F.T
-            if target is not None:
-                wanted = mx.broadcast_to(target, state.shape).reshape(-1, n)
-                away = away - mx.tile(wanted.astype(mx.float64), (1, T))
-            eye = mx.eye(T * m, dtype=mx.float64)
-            level = mx.full((2 * T * m,), self._limit, dtype=mx.float64)
-            return 0.5 * (P + P.T), (Q * away) @ G, mx.concatenate([eye, -eye]), level
+        F, G = self._response()
+        costs = (v.astype(mx.float64) for v in (self.state_cost, self.control_cost))
+        # An exact exponential: MLX's has float32's digits in float64, too.
+        Q, R = (mx.tile(mx.power(mx.array(math.e, dtype=mx.float64), v), T) for v in costs)
+        P = G.T @ (Q[:, None] * G) + mx.diag(R)
+        away = state.reshape(-1, n).astype(mx.float64) @ F.T
+        if target is not None:
+            wanted = mx.broadcast_to(target, state.shape).reshape(-1, n)
+            away = away - mx.tile(wanted.astype(mx.float64), (1, T))
+        eye = mx.eye(T * m, dtype=mx.float64)
+        level = mx.full((2 * T * m,), self._limit, dtype=mx.float64)
+        return 0.5 * (P + P.T), (Q * away) @ G, mx.concatenate([eye, -eye]), level
 
+    @on_cpu
     def __call__(self, state: mx.array, target: mx.array | None = None) -> Plan:
         """Plan from states ``(..., states)``, towards a target of that shape, or zero.
 
@@ -103,12 +105,11 @@ class LinearMPC(nn.Module):
             raise ValueError(f"state: expected shape (..., {n}), got {state.shape}")
         P, q, A, b = self._program(state, target)
         controls = solve(P, q, A, b, {"l": 2 * T * m}, **self._settings).x
-        with mx.stream(mx.Device(mx.DeviceType.cpu)):
-            start = state.reshape(-1, n).astype(mx.float64)
-            F, G = self._response()
-            states = start @ F.T + controls @ G.T
-            leading, dtype = state.shape[:-1], state.dtype
-            return Plan(
-                controls.reshape(*leading, T, m).astype(dtype),
-                states.reshape(*leading, T, n).astype(dtype),
-            )
+        start = state.reshape(-1, n).astype(mx.float64)
+        F, G = self._response()
+        states = start @ F.T + controls @ G.T
+        leading, dtype = state.shape[:-1], state.dtype
+        return Plan(
+            controls.reshape(*leading, T, m).astype(dtype),
+            states.reshape(*leading, T, n).astype(dtype),
+        )

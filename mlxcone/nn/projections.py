@@ -9,6 +9,7 @@ import mlx.core as mx
 import mlx.nn as nn
 import numpy as np
 
+from mlxcone.devices import on_cpu
 from mlxcone.nn import checks
 from mlxcone.solver import Solver
 
@@ -35,6 +36,7 @@ class Projection(nn.Module):
         ValueError: shapes, cones or settings do not fit.
     """
 
+    @on_cpu
     def __init__(self, size: int, A: Any, b: Any, cones: Any, **settings: Any) -> None:
         super().__init__()
         self._count = checks.size("size", size)
@@ -45,6 +47,7 @@ class Projection(nn.Module):
         self._level = np.asarray(b, dtype=np.float64)
         self._solver = Solver(P.astype(np.float32), A, cones, **settings)
 
+    @on_cpu
     def __call__(self, v: mx.array) -> mx.array:
         """Project the last axis of v, ``(..., size)``.
 
@@ -56,8 +59,7 @@ class Projection(nn.Module):
         lanes = v.size // self._count
         q = mx.pad(-v.reshape(lanes, self._count), [(0, 0), (0, self._extra)])
         # Of the input's dtype: a float64 level would make the answer float64.
-        with mx.stream(mx.Device(mx.DeviceType.cpu)):
-            level = mx.array(self._level, dtype=mx.float64).astype(v.dtype)
+        level = mx.array(self._level, dtype=mx.float64).astype(v.dtype)
         return self._solver.solve(q, level).x[:, : self._count].reshape(v.shape)
 
 
@@ -70,6 +72,7 @@ class Simplex(Projection):
         **settings: of the solver, see `mlxcone.Settings`.
     """
 
+    @on_cpu
     def __init__(self, size: int, total: float = 1.0, **settings: Any) -> None:
         n = checks.size("size", size)
         A = np.vstack([np.ones((1, n)), -np.eye(n)]).astype(np.float32)
@@ -91,6 +94,7 @@ class BoxSimplex(Projection):
         ValueError: the set is empty.
     """
 
+    @on_cpu
     def __init__(
         self, size: int, lower: float, upper: float, total: float, **settings: Any
     ) -> None:
@@ -113,6 +117,7 @@ class L1Ball(Projection):
         **settings: of the solver, see `mlxcone.Settings`.
     """
 
+    @on_cpu
     def __init__(self, size: int, radius: float = 1.0, **settings: Any) -> None:
         n = checks.size("size", size)
         eye = np.eye(n)
@@ -132,6 +137,7 @@ class L2Ball(Projection):
         **settings: of the solver, see `mlxcone.Settings`.
     """
 
+    @on_cpu
     def __init__(self, size: int, radius: float = 1.0, **settings: Any) -> None:
         n = checks.size("size", size)
         A = np.vstack([np.zeros((1, n)), -np.eye(n)]).astype(np.float32)
@@ -149,6 +155,7 @@ class Semidefinite(nn.Module):
         **settings: of the solver, see `mlxcone.Settings`.
     """
 
+    @on_cpu
     def __init__(self, order: int, unit_diagonal: bool = False, **settings: Any) -> None:
         super().__init__()
         n = self._order = checks.size("order", order)
@@ -166,6 +173,7 @@ class Semidefinite(nn.Module):
         cones = {"z": len(pinned), "s": [n]}
         self._project = Projection(size, A, b, cones, **settings)
 
+    @on_cpu
     def __call__(self, matrix: mx.array) -> mx.array:
         """Project ``(..., n, n)``; of a matrix that is not symmetric, its symmetric part.
 
@@ -175,11 +183,8 @@ class Semidefinite(nn.Module):
         n = self._order
         if matrix.ndim < 2 or tuple(matrix.shape[-2:]) != (n, n):
             raise ValueError(f"matrix: expected shape (..., {n}, {n}), got {matrix.shape}")
-        with mx.stream(mx.Device(mx.DeviceType.cpu)):  # where float64 may be
-            factor = mx.array(self._factor, dtype=mx.float64).astype(matrix.dtype)
-            symmetric = 0.5 * (matrix + mx.swapaxes(matrix, -1, -2))
-            flat = mx.take(symmetric.reshape(*matrix.shape[:-2], n * n), self._places, axis=-1)
-            flat = flat * factor
-        found = self._project(flat)
-        with mx.stream(mx.Device(mx.DeviceType.cpu)):
-            return mx.take(found / factor, self._back, axis=-1).reshape(matrix.shape)
+        factor = mx.array(self._factor, dtype=mx.float64).astype(matrix.dtype)
+        symmetric = 0.5 * (matrix + mx.swapaxes(matrix, -1, -2))
+        flat = mx.take(symmetric.reshape(*matrix.shape[:-2], n * n), self._places, axis=-1)
+        found = self._project(flat * factor)
+        return mx.take(found / factor, self._back, axis=-1).reshape(matrix.shape)

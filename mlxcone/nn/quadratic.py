@@ -7,6 +7,7 @@ from typing import Any
 import mlx.core as mx
 import mlx.nn as nn
 
+from mlxcone.devices import on_cpu
 from mlxcone.nn import checks
 from mlxcone.solver import solve
 
@@ -34,6 +35,7 @@ class QuadraticProgram(nn.Module):
         ValueError: sizes do not fit.
     """
 
+    @on_cpu
     def __init__(
         self,
         size: int,
@@ -55,6 +57,7 @@ class QuadraticProgram(nn.Module):
         self.interior = mx.zeros((n,))
         self.slack = mx.zeros((m,))
 
+    @on_cpu
     def __call__(self, p: mx.array) -> mx.array:
         """The minimizers for p ``(..., size)``, of its shape.
 
