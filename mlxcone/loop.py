@@ -11,6 +11,7 @@ from mlxcone import admm, lanes, low_rank, residuals, splitting_factor
 from mlxcone.admm import Fused, State
 from mlxcone.anderson import Memory
 from mlxcone.cones.product import Product
+from mlxcone.devices import CPU
 from mlxcone.equilibrate import Scaling
 from mlxcone.problem import Program
 from mlxcone.repeated import Calls
@@ -206,7 +207,7 @@ class Loop:
     ) -> None:
         self.program, self.scaling, self.calls = program, scaling, calls
         self.cones, self.settings, self.dtype = cones, settings, dtype
-        self.device = device if dtype == mx.float32 else mx.Device(mx.DeviceType.cpu)
+        self.device = device if dtype == mx.float32 else CPU
         self.handover, self.drift_ends = handover, drift_ends
         self.costly = cones.costly
         self.unit = admm.unit_weights(cones)
@@ -235,6 +236,9 @@ class Loop:
             memory = live.memory if accelerated else None
             interval = self.settings.acceleration_interval // (_SOONER if self.costly else 1)
             fixed = self.cones, self.settings, self.handover, self.drift_ends
+            if self.device != CPU:
+                # Of a graph across devices CUDA may lose the stream of a buffer that is handed on.
+                mx.eval(live)
             with mx.stream(self.device):
                 check: _Check = self.calls.call(
                     _chunk,

@@ -35,8 +35,9 @@ class Calls:
             return function(*fixed, *trees)
         leaves: list[mx.array] = []
         what = function, fixed, _flatten(trees, leaves)
-        # A graph stays on the device that it was made for.
-        key = mx.default_device(), what
+        # A graph stays on the device that it was made for. Equal devices have different hashes.
+        device: Any = mx.default_device()
+        key = device.type, what
         if key not in self._compiled:
             self._compiled[key] = _Compiled(*what)
         return self._compiled[key](leaves)

@@ -5,11 +5,14 @@ is named. ``switch_on`` wraps MLX's operations so that they do the same here whe
 them, with every result as on the CPU: what works on the pretended device neither makes nor touches
 float64 outside of the CPU stream. ``default_device``, ``set_default_device`` and ``stream`` know of
 it. Operations of anybody else, such as a test that compares float64, are left alone.
+
+    python tests/pretended_gpu.py SCRIPT    runs a script so, its own operations judged, too
 """
 
 from __future__ import annotations
 
 import contextlib
+import runpy
 import sys
 import threading
 from collections.abc import Callable, Iterator
@@ -209,3 +212,9 @@ def switch_on() -> Callable[[], None]:
             setattr(owner, name, value)
 
     return undo
+
+
+if __name__ == "__main__":
+    _JUDGED.add("__main__")
+    switch_on()
+    runpy.run_path(sys.argv[1], run_name="__main__")

@@ -62,12 +62,12 @@ def test_python_is_always_spelled_python() -> None:
     assert odd == []
 
 
-def run(script: str, where: str, tmp_path: Path) -> None:
-    """A script in a fresh process and folder."""
+def run(script: str, where: str, tmp_path: Path, *through: str) -> None:
+    """A script in a fresh process and folder, alone or as the argument of another."""
     path = tmp_path / "example.py"
     path.write_text(script, encoding="utf-8")
     done = subprocess.run(
-        [sys.executable, str(path)],
+        [sys.executable, *through, str(path)],
         cwd=tmp_path,
         env={**os.environ, "MPLBACKEND": "Agg", "PYTHONPATH": str(ROOT)},
         capture_output=True,
@@ -93,13 +93,13 @@ def test_example_runs(block: Block, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
 def test_page_runs(page: Path, tmp_path: Path) -> None:
-    """The examples of a page run one after the other."""
+    """The examples of a page run one after the other, on any device."""
     blocks = read_blocks(page.read_text(encoding="utf-8"))
     odd = [b.line for b in blocks if b.language in PYTHON_SPELLINGS - {"python"}]
     assert odd == []
     examples = [block for block in blocks if block.language == "python"]
     if examples:
-        run(placed(examples), str(page), tmp_path)
+        run(placed(examples), str(page), tmp_path, str(ROOT / "tests" / "pretended_gpu.py"))
 
 
 def test_every_page_is_in_the_table_of_contents() -> None:

@@ -15,6 +15,7 @@ from mlxcone.cones import positive_part, probes, second_order, sign_iteration
 from mlxcone.cones.base import Spectral, root
 from mlxcone.cones.positive_part import Eigen
 from mlxcone.cones.second_order import SecondOrder
+from mlxcone.gather import gather
 
 _ROOT = math.sqrt(2.0)
 _SPARSE = 4  # entries of a column, times this, that are worth a sum over them, beside the order
@@ -90,13 +91,13 @@ class Semidefinite:
         """(..., size) to (..., order, order)."""
         rows, _, scale = self._places
         v = v / mx.array(scale, dtype=v.dtype)
-        return mx.take(v, mx.array(rows), axis=-1).reshape(*v.shape[:-1], self.order, self.order)
+        return gather(v, mx.array(rows)).reshape(*v.shape[:-1], self.order, self.order)
 
     def _triangles(self, matrices: mx.array) -> mx.array:
         """(..., order, order) to (..., size)."""
         _, entries, scale = self._places
         flat = matrices.reshape(*matrices.shape[:-2], self.order * self.order)
-        return mx.take(flat, mx.array(entries), axis=-1) * mx.array(scale, dtype=flat.dtype)
+        return gather(flat, mx.array(entries)) * mx.array(scale, dtype=flat.dtype)
 
     def _blocks(self, z: mx.array) -> mx.array:
         return self._matrices(z.reshape(z.shape[0], self.count, self._size))
@@ -171,7 +172,7 @@ class Semidefinite:
     def _lower(self, atoms: Atoms | Scaling) -> mx.array:
         """The eigenvalues in the order of the rows, (B, count, size)."""
         flat = mx.flatten(atoms.eigenvalues, -2, -1)
-        return mx.take(flat, mx.array(self._places[1]), axis=-1)
+        return gather(flat, mx.array(self._places[1]))
 
     def _entries(self, rows_of: np.ndarray) -> tuple[np.ndarray, ...] | None:
         """Row, two indices into all the rows of the matrices, and share, (count, columns, most).
