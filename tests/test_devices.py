@@ -22,13 +22,12 @@ import scipy.sparse as sp
 import mlxcone
 from cvxpylayers_mlx import CvxpyLayer
 from mlxcone import devices, loop
-from mlxcone.testing import manufacture
 
 pytestmark = pytest.mark.skipif(
     os.environ.get("MLXCONE_TEST_DEVICE") == "gpu", reason="there is a real one"
 )
 
-CONES = {"z": 1, "l": 3, "q": [3], "s": [2, 3], "ep": 1, "ed": 1, "p": [0.3, -0.6]}
+CONES = {"z": 1, "l": 2, "q": [3], "s": [2], "ep": 1}
 DTYPES = pytest.mark.parametrize("dtype", [np.float32, np.float64])
 
 
@@ -56,10 +55,12 @@ def iterated(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
 
 
 def data(dtype: type, lanes: int = 3) -> tuple[Any, ...]:
-    """P, q, A and b with this known to have a solution; q and b batched."""
-    one = manufacture.feasible(np.random.default_rng(0), n=5, cones=CONES)
-    P, q, A, b = (np.asarray(v, dtype=dtype) for v in (one.P, one.q, one.A, one.b))
-    return P, np.stack([q] * lanes), A, np.stack([b] * lanes)
+    """P, q, A and b of which zero is strictly feasible; q and b batched."""
+    rng = np.random.default_rng(0)
+    inside = [0.0, 1.0, 1.0, 2.0, 0.0, 0.0, 1.0, 0.0, 1.0, 0.0, 1.0, 2.0]
+    values = np.eye(4), rng.standard_normal((lanes, 4)), rng.standard_normal((12, 4)), [inside]
+    P, q, A, b = (np.asarray(v, dtype=dtype) for v in values)
+    return P, q, A, np.repeat(b, lanes, axis=0)
 
 
 def layer() -> tuple[CvxpyLayer, list[mx.array]]:
