@@ -220,4 +220,4 @@ class Settings:
                 value = _amount(key, value)
             for name in _ALIASES.get(key, (key,)):
                 changes[name] = value
-        return replace(self, **changes)
+        return replace(self, **changes) if changes else self
