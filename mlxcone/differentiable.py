@@ -188,12 +188,10 @@ def custom(
     solve = mx.custom_function(forward)
 
     @solve.vjp
-    @on_cpu
     def solve_vjp(primals: Any, cotangents: Any, outputs: Any) -> Any:
         return _pull_back(primals, cotangents, outputs, product, has_P, structure, settings)
 
     @solve.jvp
-    @on_cpu
     def solve_jvp(primals: Any, tangents: Any) -> Any:
         outputs = solve(*primals)
         return _push_forward(primals, tangents, outputs, product, has_P, structure, settings)

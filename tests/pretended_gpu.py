@@ -25,69 +25,11 @@ _JUDGED = {"mlxcone", "cvxpylayers_mlx"}
 _KIND = type(mx.add)
 GPU, CPU = mx.Device(mx.DeviceType.gpu), mx.Device(mx.DeviceType.cpu)
 
-# What runs no operation of its own: it evaluates, transforms, or asks.
-_NO_OPERATION = {
-    "async_eval",
-    "broadcast_shapes",
-    "can_cast",
-    "checkpoint",
-    "clear_cache",
-    "clear_streams",
-    "compile",
-    "custom_function",
-    "default_device",
-    "default_stream",
-    "device_count",
-    "device_info",
-    "disable_compile",
-    "enable_compile",
-    "eval",
-    "export_function",
-    "export_to_dot",
-    "exporter",
-    "einsum_path",
-    "get_active_memory",
-    "get_array_buffer_size",
-    "get_cache_memory",
-    "get_memory_limit",
-    "get_peak_memory",
-    "get_printoptions",
-    "grad",
-    "import_function",
-    "is_available",
-    "isdtype",
-    "issubdtype",
-    "jvp",
-    "load",
-    "new_stream",
-    "new_thread_local_stream",
-    "new_thread_unsafe_stream",
-    "printoptions",
-    "reset_peak_memory",
-    "result_type",
-    "save",
-    "save_gguf",
-    "save_safetensors",
-    "savez",
-    "savez_compressed",
-    "set_cache_limit",
-    "set_default_device",
-    "set_default_stream",
-    "set_memory_limit",
-    "set_printoptions",
-    "set_wired_limit",
-    "stream",
-    "synchronize",
-    "value_and_grad",
-    "vjp",
-    "vmap",
-}
+# Methods that run no operation: they make, describe or read an array.
 _NO_METHOD = {
-    *("__class__", "__new__", "__init__", "__init_subclass__", "__subclasshook__", "__repr__"),
-    *("__str__", "__hash__", "__sizeof__", "__dir__", "__format__", "__reduce__", "__reduce_ex__"),
-    *("__getattribute__", "__setattr__", "__delattr__", "__getstate__", "__setstate__"),
-    *("__array__", "__array_namespace__", "__dlpack__", "__dlpack_device__", "__bool__"),
-    *("__float__", "__int__", "__len__", "__copy__", "__deepcopy__", "__doc__", "__module__"),
+    *("__new__", "__init__", "__module__", "__doc__", "__repr__", "__format__", "__len__"),
+    *("__bool__", "__int__", "__float__", "__copy__", "__deepcopy__", "__getstate__"),
+    *("__setstate__", "__array__", "__array_namespace__", "__dlpack__", "__dlpack_device__"),
     *("item", "tolist", "shape", "dtype", "ndim", "size", "nbytes", "itemsize", "at"),
 }
 
@@ -156,8 +98,9 @@ def _stream(stream: Any, real: Callable[[Any], Any]) -> Iterator[None]:
 
 
 def _operations(module: Any) -> list[str]:
-    found = [n for n in dir(module) if type(getattr(module, n)) is _KIND]
-    return [name for name in found if name not in _NO_OPERATION]
+    """Names of the functions that take a stream to run on."""
+    functions = {n: f for n, f in vars(module).items() if type(f) is _KIND}
+    return [n for n, f in functions.items() if "stream: StreamOrDevice" in (f.__doc__ or "")]
 
 
 @contextlib.contextmanager

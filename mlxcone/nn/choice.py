@@ -23,7 +23,6 @@ class Sparsemax(nn.Module):
         **settings: of the solver, see `mlxcone.Settings`.
     """
 
-    @on_cpu
     def __init__(self, size: int, temperature: float = 1.0, **settings: Any) -> None:
         super().__init__()
         self._temperature = checks.positive("temperature", temperature)
@@ -49,7 +48,6 @@ class SoftTopK(nn.Module):
         **settings: of the solver, see `mlxcone.Settings`.
     """
 
-    @on_cpu
     def __init__(self, size: int, k: int, temperature: float = 1.0, **settings: Any) -> None:
         super().__init__()
         self._temperature = checks.positive("temperature", temperature)

@@ -44,7 +44,6 @@ class LinearMPC(nn.Module):
         ValueError: sizes or the limit are not positive.
     """
 
-    @on_cpu
     def __init__(
         self, states: int, controls: int, horizon: int, limit: float, **settings: Any
     ) -> None:

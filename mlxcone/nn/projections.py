@@ -10,6 +10,7 @@ import mlx.nn as nn
 import numpy as np
 
 from mlxcone.devices import on_cpu
+from mlxcone.gather import gather
 from mlxcone.nn import checks
 from mlxcone.solver import Solver
 
@@ -36,7 +37,6 @@ class Projection(nn.Module):
         ValueError: shapes, cones or settings do not fit.
     """
 
-    @on_cpu
     def __init__(self, size: int, A: Any, b: Any, cones: Any, **settings: Any) -> None:
         super().__init__()
         self._count = checks.size("size", size)
@@ -72,7 +72,6 @@ class Simplex(Projection):
         **settings: of the solver, see `mlxcone.Settings`.
     """
 
-    @on_cpu
     def __init__(self, size: int, total: float = 1.0, **settings: Any) -> None:
         n = checks.size("size", size)
         A = np.vstack([np.ones((1, n)), -np.eye(n)]).astype(np.float32)
@@ -94,7 +93,6 @@ class BoxSimplex(Projection):
         ValueError: the set is empty.
     """
 
-    @on_cpu
     def __init__(
         self, size: int, lower: float, upper: float, total: float, **settings: Any
     ) -> None:
@@ -117,7 +115,6 @@ class L1Ball(Projection):
         **settings: of the solver, see `mlxcone.Settings`.
     """
 
-    @on_cpu
     def __init__(self, size: int, radius: float = 1.0, **settings: Any) -> None:
         n = checks.size("size", size)
         eye = np.eye(n)
@@ -137,7 +134,6 @@ class L2Ball(Projection):
         **settings: of the solver, see `mlxcone.Settings`.
     """
 
-    @on_cpu
     def __init__(self, size: int, radius: float = 1.0, **settings: Any) -> None:
         n = checks.size("size", size)
         A = np.vstack([np.zeros((1, n)), -np.eye(n)]).astype(np.float32)
@@ -155,7 +151,6 @@ class Semidefinite(nn.Module):
         **settings: of the solver, see `mlxcone.Settings`.
     """
 
-    @on_cpu
     def __init__(self, order: int, unit_diagonal: bool = False, **settings: Any) -> None:
         super().__init__()
         n = self._order = checks.size("order", order)
@@ -185,6 +180,6 @@ class Semidefinite(nn.Module):
             raise ValueError(f"matrix: expected shape (..., {n}, {n}), got {matrix.shape}")
         factor = mx.array(self._factor, dtype=mx.float64).astype(matrix.dtype)
         symmetric = 0.5 * (matrix + mx.swapaxes(matrix, -1, -2))
-        flat = mx.take(symmetric.reshape(*matrix.shape[:-2], n * n), self._places, axis=-1)
+        flat = gather(symmetric.reshape(*matrix.shape[:-2], n * n), self._places)
         found = self._project(flat * factor)
-        return mx.take(found / factor, self._back, axis=-1).reshape(matrix.shape)
+        return gather(found / factor, self._back).reshape(matrix.shape)

@@ -35,7 +35,6 @@ class QuadraticProgram(nn.Module):
         ValueError: sizes do not fit.
     """
 
-    @on_cpu
     def __init__(
         self,
         size: int,
