@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import itertools
 from dataclasses import dataclass
-from typing import Any
+from functools import cached_property
+from typing import Any, NamedTuple
 
 import cvxpy as cp
 import mlx.core as mx
@@ -16,7 +17,6 @@ from cvxpy.utilities import scopes
 
 import mlxcone
 from cvxpylayers_mlx import duals, leaves
-from cvxpylayers_mlx.affine import SparseMap
 from cvxpylayers_mlx.leaves import Part
 from cvxpylayers_mlx.parameters import Pick
 from cvxpylayers_mlx.recover import Recovery, entries
@@ -28,39 +28,62 @@ class NotDPPError(AssertionError, ValueError):
 
 @dataclass(frozen=True)
 class DataMap:
-    """One of P, q, A, b as an affine function of the canonical parameters.
+    """One of P, q, A, b as an affine function of the components of the parameters.
 
-    ``linear`` maps (B, total + 1) to the flat entries, row by row, of an array of ``shape``;
-    ``sizes`` are those of the picks, and ``uses[i]`` says whether it depends on pick i; if it
-    depends on none, ``constant`` is the array (in NumPy, which keeps float64 in a pickle).
+    ``matrix``, SciPy CSR (entries, total + 1), takes the flat components, one after the other, and
+    a 1 to the flat entries, row by row, of an array of ``shape``; ``sizes`` are those of the
+    components.
     """
 
-    linear: SparseMap
+    matrix: Any
     shape: tuple[int, ...]
     sizes: tuple[int, ...]
-    uses: tuple[bool, ...]
-    constant: np.ndarray | None = None
 
-    @classmethod
-    def of(cls, matrix: Any, shape: tuple[int, ...], sizes: tuple[int, ...]) -> DataMap:
-        """From a SciPy CSR array of such a map."""
-        touched = np.unique(matrix.indices)
-        bounds = np.searchsorted(touched, np.cumsum([0, *sizes]))
-        uses = tuple(bool(hi > lo) for lo, hi in itertools.pairwise(bounds))
-        constant = None if any(uses) else matrix[:, [sum(sizes)]].toarray().reshape(shape)
-        return cls(SparseMap(matrix), shape, sizes, uses, constant)
+    @cached_property
+    def uses(self) -> tuple[bool, ...]:
+        """Whether it depends on each of the components."""
+        touched = np.unique(self.matrix.indices)
+        bounds = np.searchsorted(touched, np.cumsum([0, *self.sizes]))
+        return tuple(bool(hi > lo) for lo, hi in itertools.pairwise(bounds))
+
+    @cached_property
+    def offset(self) -> np.ndarray | None:
+        """The flat entries where the components are zero; None if these are zero, too."""
+        # In NumPy, which keeps float64 in a pickle.
+        column = self.matrix[:, [-1]].toarray().ravel()
+        return column if column.any() else None
+
+    @cached_property
+    def linear(self) -> mlxcone.SparseMap:
+        """From those components that it depends on to the flat entries."""
+        kept = np.repeat(self.uses, self.sizes)
+        return mlxcone.SparseMap(self.matrix[:, np.flatnonzero(kept)])
+
+    def constant(self, dtype: mx.Dtype) -> mx.array | None:
+        """The array, if it depends on no component."""
+        if any(self.uses):
+            return None
+        flat = np.zeros(self.matrix.shape[0]) if self.offset is None else self.offset
+        return mx.array(flat.reshape(self.shape), dtype=dtype)
+
+    def __call__(self, components: mx.array) -> mx.array:
+        """The arrays, (B, *shape), from the flat components that it depends on, (B, size)."""
+        flat = self.linear(components)
+        if self.offset is not None:
+            flat = flat + mx.array(self.offset, dtype=flat.dtype)
+        return flat.reshape(flat.shape[0], *self.shape)
 
     @property
     def pattern(self) -> np.ndarray:
         """Where an entry may be other than zero, of the shape of the array."""
-        return (np.diff(self.linear.matrix().indptr) > 0).reshape(self.shape)
+        return (np.diff(self.matrix.indptr) > 0).reshape(self.shape)
 
     def at(self, entries: np.ndarray) -> DataMap:
         """The map to an array of some of the entries, numbered row by row, or 0 for -1."""
-        matrix: Any = self.linear.matrix()
+        matrix: Any = self.matrix
         if (entries < 0).any():
             matrix = sp.vstack([matrix, sp.csr_array((1, matrix.shape[1]))], format="csr")
-        return DataMap.of(matrix[entries.ravel()], entries.shape, self.sizes)
+        return DataMap(matrix[entries.ravel()], entries.shape, self.sizes)
 
 
 @dataclass(frozen=True)
@@ -154,27 +177,54 @@ def _validate(problem: Any, parameters: Any, variables: Any, gp: bool) -> None:
         raise ValueError("problem: there is no variable to solve for")
 
 
-def _pick(position: int, part: Part, component: str) -> Pick:
-    index = mx.array(part.index.astype(np.int32))
-    # A symmetric parameter is read as the mean of both triangles: its gradient is symmetric.
-    same = np.array_equal(part.index, part.mirror)
-    mirror = None if same else mx.array(part.mirror.astype(np.int32))
-    return Pick(position, component, index, mirror, part.sign)
+class _Source(NamedTuple):
+    """A canonical vector of CVXPY: its first column, and the entries it is made of."""
+
+    start: int
+    pick: Pick
+    part: Part
 
 
-def _picks(
+def _sources(
     position: int, parameter: Any, lowered: dict[int, list[int]], starts: dict[int, int], gp: bool
-) -> list[tuple[int, Pick]]:
-    """The canonical vectors made of a parameter, each with the column where it starts."""
+) -> list[_Source]:
+    """The canonical vectors made of a parameter."""
     names = lowered.get(parameter.id, [parameter.id])
     # An exponent of a geometric program has no logarithm, a parameter that is not used no names.
-    named = zip(names, leaves.parts(parameter, gp), strict=False)
-    found = {name: _pick(position, part, part.component) for name, part in named}
+    found = [
+        (name, "logarithm" if gp else part.component, part)
+        for name, part in zip(names, leaves.parts(parameter, gp), strict=False)
+    ]
     if gp:
         # It may appear as its logarithm and, in an exponent, as itself.
-        found = {name: pick._replace(component="logarithm") for name, pick in found.items()}
-        found[parameter.id] = _pick(position, leaves.parts(parameter)[0], "whole")
-    return [(starts[name], pick) for name, pick in found.items() if name in starts]
+        found.append((parameter.id, "whole", leaves.parts(parameter)[0]))
+    return [
+        _Source(starts[name], Pick(position, component, parameter.size), part)
+        for name, component, part in found
+        if name in starts
+    ]
+
+
+def _unfolded(sources: list[_Source]) -> Any:
+    """From the flat components and a 1 to CVXPY's canonical vectors and a 1, a SciPy CSR array."""
+    total = sum(source.part.index.size for source in sources)
+    rows, columns, values = [np.array([total])], [], []
+    width = 0
+    for source in sources:
+        part = source.part
+        # A symmetric parameter is read as the mean of both triangles: its gradient is symmetric.
+        for index, value in ((part.index, 0.5), (part.mirror, 0.5 * part.sign)):
+            rows.append(source.start + np.arange(index.size))
+            columns.append(width + index)
+            values.append(np.full(index.size, value))
+        width += source.pick.size
+    return sp.csr_array(
+        (
+            np.concatenate([[1.0], *values]),
+            (np.concatenate(rows), np.concatenate([[width], *columns])),
+        ),
+        shape=(total + 1, width + 1),
+    )
 
 
 def _recovery(variable: Any, names: list[int], starts: dict[int, int], gp: bool) -> Recovery:
@@ -187,14 +237,14 @@ def _recovery(variable: Any, names: list[int], starts: dict[int, int], gp: bool)
     return Recovery(tuple(variable.shape), real, found.get("imag"), logarithm=gp)
 
 
-def _data_map(tensor: Any, rows: np.ndarray, shape: tuple[int, ...], spans: list[slice]) -> DataMap:
-    """Rows of CVXPY's tensor, in our order, as a map of our parameter order."""
-    picked = sp.csr_array(tensor)[rows]
-    total = picked.shape[1] - 1
-    columns = [np.arange(s.start, s.stop) for s in spans] + [np.array([total])]
-    ordered = sp.csr_array(picked[:, np.concatenate(columns)])
-    ordered.eliminate_zeros()
-    return DataMap.of(ordered, shape, tuple(s.stop - s.start for s in spans))
+def _data_map(
+    tensor: Any, rows: np.ndarray, shape: tuple[int, ...], unfolded: Any, sizes: tuple[int, ...]
+) -> DataMap:
+    """Rows of CVXPY's tensor, in our order, as a map of the components."""
+    matrix = sp.csr_array(sp.csr_array(tensor)[rows] @ unfolded)
+    matrix.sum_duplicates()
+    matrix.eliminate_zeros()
+    return DataMap(matrix, shape, sizes)
 
 
 def canonicalize(
@@ -242,16 +292,16 @@ def canonicalize(
         raise NotImplementedError("CVXPY kept constraints apart from A; this release is not known")
     n, m = program.x.size, program.constr_size
     lowered, moved = chain.compose_param_id_map(), chain.compose_var_id_map()
-    located = [
-        pair
+    sources = [
+        source
         for position, parameter in enumerate(parameters)
-        for pair in _picks(position, parameter, lowered, program.param_id_to_col, gp)
+        for source in _sources(position, parameter, lowered, program.param_id_to_col, gp)
     ]
-    picks = tuple(pick for _, pick in located)
-    spans = [slice(start, start + pick.index.size) for start, pick in located]
     # So does a parameter whose entries are read in another order.
-    if sum(pick.index.size for pick in picks) != program.A.shape[1] - 1:
+    if sum(source.part.index.size for source in sources) != program.A.shape[1] - 1:
         raise NotImplementedError("CVXPY rewrites a parameter in a way that is not known here")
+    picks = tuple(source.pick for source in sources)
+    form = _unfolded(sources), tuple(pick.size for pick in picks)
     # CVXPY: A_c x + b_c in K, entries by columns, b_c as column n. Here A = -A_c, b = b_c.
     by_rows = np.arange(m * n).reshape(n, m).T.ravel()
     found = duals.locate(problem, variables, chain, inverse, n, m)
@@ -261,14 +311,14 @@ def canonicalize(
             found[variable.id] = _recovery(variable, names, program.var_id_to_col, gp)
     P = None
     if program.P is not None and program.P.nnz:
-        P = _data_map(program.P, np.arange(n * n), (n, n), spans)
+        P = _data_map(program.P, np.arange(n * n), (n, n), *form)
     return Canonical(
         cones=mlxcone.Cones.of(mlxcone.MLXCONE.cones_of(dims)),
         P=P,
-        q=_data_map(program.q, np.arange(n), (n,), spans),
-        A=_data_map(-program.A, by_rows, (m, n), spans),
-        b=_data_map(program.A, n * m + np.arange(m), (m,), spans),
-        constant=_data_map(program.q, np.array([n]), (1,), spans),
+        q=_data_map(program.q, np.arange(n), (n,), *form),
+        A=_data_map(-program.A, by_rows, (m, n), *form),
+        b=_data_map(program.A, n * m + np.arange(m), (m,), *form),
+        constant=_data_map(program.q, np.array([n]), (1,), *form),
         sign=-1.0 if isinstance(problem.objective, cp.Maximize) else 1.0,
         logarithm=gp,
         picks=picks,

@@ -19,7 +19,6 @@ import numpy as np
 import scipy.sparse as sp
 
 import mlxcone
-from cvxpylayers_mlx.affine import SparseMap
 from cvxpylayers_mlx.canonicalize import Canonical, DataMap
 from cvxpylayers_mlx.program import (
     Data,
@@ -56,7 +55,7 @@ class Dual:
     idle: np.ndarray
     pattern: np.ndarray
     parts: dict[str, DataMap]
-    to_x: SparseMap
+    to_x: mlxcone.SparseMap
     turned = True  # a certificate of the one means the opposite for the other
 
     @property
@@ -101,7 +100,7 @@ class Dual:
         fixed = np.zeros((m - zero, idle.size), dtype=bool)
         fixed[idle, np.arange(idle.size)] = True
         full = np.concatenate([parts["F"].pattern, fixed], axis=1)
-        return cls(n, dual, zero, pivots, idle, full, parts, SparseMap(to_x))
+        return cls(n, dual, zero, pivots, idle, full, parts, mlxcone.SparseMap(to_x))
 
     def read(self, read: Read) -> Data:
         """The dual program, float64; ``read`` gives the arrays of maps."""

@@ -17,7 +17,6 @@ import numpy as np
 import scipy.sparse as sp
 
 import mlxcone
-from cvxpylayers_mlx.affine import SparseMap
 from cvxpylayers_mlx.canonicalize import Canonical, DataMap
 from cvxpylayers_mlx.program import (
     Data,
@@ -83,8 +82,8 @@ class Elimination:
     cones: mlxcone.Cones
     pattern: np.ndarray
     parts: dict[str, DataMap]
-    place_x: SparseMap
-    place_rows: SparseMap
+    place_x: mlxcone.SparseMap
+    place_rows: mlxcone.SparseMap
     turned, weight = False, 1.0
 
     @classmethod
@@ -172,16 +171,18 @@ class Elimination:
         )
 
 
-def _join(place: SparseMap, kept: mx.array, gone: mx.array) -> mx.array:
+def _join(place: mlxcone.SparseMap, kept: mx.array, gone: mx.array) -> mx.array:
     """Both in the order of the whole program."""
     both = mx.concatenate([kept, gone], axis=-1)
     return place(both) if both.ndim == 2 else place(both[None])[0]
 
 
-def _places(kept: np.ndarray, gone: np.ndarray) -> SparseMap:
+def _places(kept: np.ndarray, gone: np.ndarray) -> mlxcone.SparseMap:
     """From (kept, gone) to the order of the whole."""
     order, size = np.concatenate([kept, gone]), kept.size + gone.size
-    return SparseMap(sp.coo_array((np.ones(size), (order, np.arange(size))), shape=(size, size)))
+    return mlxcone.SparseMap(
+        sp.coo_array((np.ones(size), (order, np.arange(size))), shape=(size, size))
+    )
 
 
 def _singletons(form: Canonical) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

@@ -166,11 +166,10 @@ class CvxpyLayer:
 
     def _data(self, selected: parameter_vector.Checked, part: DataMap) -> mx.array:
         """The array of a map; with a batch axis only if it depends on a batched parameter."""
-        if part.constant is not None:
-            wide = selected.dtype == mx.float64
-            return mx.array(part.constant, dtype=mx.float64 if wide else mx.float32)
+        constant = part.constant(mx.float64 if selected.dtype == mx.float64 else mx.float32)
+        if constant is not None:
+            return constant
         batched = any(u and b for u, b in zip(part.uses, selected.batched, strict=True))
         lanes = (selected.batch or 1) if batched else 1
-        picks = self._canonical.picks
-        flat = part.linear(parameter_vector.flatten(selected, picks, part.uses, lanes))
-        return flat.reshape(lanes, *part.shape) if batched else flat.reshape(part.shape)
+        found = part(parameter_vector.flatten(selected, part.uses, lanes))
+        return found if batched else found[0]

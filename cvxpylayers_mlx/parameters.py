@@ -1,4 +1,4 @@
-"""From the arrays of a call to one vector of canonical parameters."""
+"""From the arrays of a call to one vector of their components."""
 
 from __future__ import annotations
 
@@ -29,18 +29,11 @@ class Checked(NamedTuple):
 
 
 class Pick(NamedTuple):
-    """A canonical vector: some entries of one component of a parameter.
-
-    ``component`` is "whole", "logarithm", "real" or "imag". Entry k is the one at ``index[k]`` of
-    the row-major flat array, or with a ``mirror`` the mean of that and ``sign`` times the one at
-    ``mirror[k]``.
-    """
+    """A component of a parameter: "whole", "logarithm", "real" or "imag", and its size."""
 
     parameter: int
     component: str
-    index: mx.array
-    mirror: mx.array | None
-    sign: float = 1.0
+    size: int
 
 
 def check(
@@ -187,35 +180,27 @@ def _component(value: mx.array, component: str, dtype: mx.Dtype) -> mx.array:
 
 
 def select(checked: Checked, picks: Sequence[Pick]) -> Checked:
-    """The components that canonical vectors are made of, one for each pick."""
+    """The components that the program is made of, one for each pick."""
     dtype = mx.float64 if checked.dtype == mx.float64 else mx.float32
     values = [_component(checked.values[p.parameter], p.component, dtype) for p in picks]
     return checked._replace(values=values, batched=[checked.batched[p.parameter] for p in picks])
 
 
-def flatten(
-    selected: Checked, picks: Sequence[Pick], used: tuple[bool, ...], lanes: int
-) -> mx.array:
-    """Canonical parameter vector, (lanes, total + 1), with the constant 1 last.
+def flatten(selected: Checked, used: tuple[bool, ...], lanes: int) -> mx.array:
+    """The components that are used, flat and one after the other, (lanes, their size).
 
     Args:
         selected (Checked): the components of the picks.
-        picks (tuple): the canonical vectors.
-        used (tuple): those to fill in; the others are left at zero, so that what is computed from
-            the used ones alone need not carry the batch axis of the rest.
+        used (tuple): which of them; the others need not be there, so that what is computed from
+            the used ones alone does not carry the batch axis of the rest.
         lanes (int): rows of the result.
     """
-    dtype = selected.values[0].dtype if selected.values else mx.float32
-    pieces = []
-    for value, pick, wanted, batched in zip(
-        selected.values, picks, used, selected.batched, strict=True
-    ):
-        if not wanted:
-            pieces.append(mx.zeros((lanes, pick.index.size), dtype=dtype))
-            continue
-        flat = _flat(value, batched)
-        piece = mx.take(flat, pick.index, axis=1)
-        if pick.mirror is not None:
-            piece = 0.5 * (piece + pick.sign * mx.take(flat, pick.mirror, axis=1))
-        pieces.append(mx.broadcast_to(piece, (lanes, pick.index.size)))
-    return mx.concatenate([*pieces, mx.ones((lanes, 1), dtype=dtype)], axis=1)
+    pieces = [
+        _flat(value, batched)
+        for value, wanted, batched in zip(selected.values, used, selected.batched, strict=True)
+        if wanted
+    ]
+    if len(pieces) == 1:
+        return pieces[0]
+    wide = (mx.broadcast_to(piece, (lanes, piece.shape[1])) for piece in pieces)
+    return mx.concatenate(list(wide), axis=1)

@@ -107,7 +107,7 @@ def grid(rows: np.ndarray, columns: np.ndarray, width: int) -> np.ndarray:
 
 def constants(part: DataMap, i: np.ndarray, j: np.ndarray) -> np.ndarray:
     """The constants that entries of a matrix are; NaN for those that depend on a parameter."""
-    maps = part.linear.matrix()
+    maps = part.matrix
     begin, end = (maps.indptr[i * part.shape[-1] + j + k] for k in (0, 1))
     constant = (end - begin == 1) & (maps.indices[begin] == maps.shape[1] - 1)
     return np.where(constant, maps.data[begin], np.nan)

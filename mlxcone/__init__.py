@@ -11,6 +11,7 @@ from mlxcone.report import History, Progress, Watcher
 from mlxcone.settings import Settings
 from mlxcone.solution import Info, Solution, evaluated
 from mlxcone.solver import Solver, solve
+from mlxcone.sparse_map import SparseMap
 from mlxcone.status import DerivativeWarning, SolverError, Status
 
 if TYPE_CHECKING:
@@ -28,6 +29,7 @@ __all__ = [
     "Solution",
     "Solver",
     "SolverError",
+    "SparseMap",
     "Status",
     "Watcher",
     "__version__",

@@ -17,7 +17,7 @@ from mlxcone.gather import gather
 
 
 class Slab(NamedTuple):
-    """Rows of one width: columns (width, rows) of the entries, and their values; 0 pads."""
+    """Rows of one width: columns (width, rows) of the entries, and their values, 0 for padding."""
 
     columns: mx.array
     values: mx.array
@@ -28,14 +28,19 @@ class Slab(NamedTuple):
 
 
 class Slabs(NamedTuple):
-    """All rows of a matrix, and where in the slabs each of them is, (rows,)."""
+    """All rows of a matrix, and where in the slabs each of them is, (rows,).
+
+    ``ordered`` says that they stand in order, ``padded`` that there is padding.
+    """
 
     slabs: tuple[Slab, ...]
     places: mx.array
+    ordered: bool
+    padded: bool
 
     @classmethod
-    def of(cls, matrix: Any) -> Slabs:
-        """Of a SciPy CSR matrix."""
+    def of(cls, matrix: Any, padding: int = 0) -> Slabs:
+        """Of a SciPy CSR matrix; ``padding`` is the column that fills up rows, times zero."""
         counts = np.diff(matrix.indptr)
         # Widths are powers of two: at most half of the entries are padding.
         width = 2 ** np.ceil(np.log2(np.maximum(counts, 1))).astype(np.int64)
@@ -45,17 +50,20 @@ class Slabs(NamedTuple):
             rows = order[width[order] == size]
             at = matrix.indptr[rows][None, :] + np.arange(size)[:, None]
             inside = np.arange(size)[:, None] < counts[rows][None, :]
-            at = np.where(inside, at, 0)
-            columns = np.where(inside, matrix.indices[at], 0) if matrix.nnz else np.zeros_like(at)
-            values = np.where(inside, matrix.data[at], 0.0) if matrix.nnz else np.zeros(at.shape)
+            columns, values = np.full(at.shape, padding), np.zeros(at.shape)
+            columns[inside], values[inside] = matrix.indices[at[inside]], matrix.data[at[inside]]
             slabs.append(
                 Slab(mx.array(columns.astype(np.int32)), mx.array(values, dtype=mx.float64))
             )
-        return cls(tuple(slabs), mx.array(np.argsort(order).astype(np.int32)))
+        places = np.argsort(order).astype(np.int32)
+        ordered = bool((places == np.arange(places.size)).all())
+        return cls(tuple(slabs), mx.array(places), ordered, bool((counts < width).any()))
 
     def _each(self, rows: Callable[[Slab], mx.array]) -> mx.array:
         """Something of each row, (B, rows), in the order of the rows."""
-        return gather(mx.concatenate([rows(slab) for slab in self.slabs], axis=1), self.places)
+        parts = [rows(slab) for slab in self.slabs]
+        whole = parts[0] if len(parts) == 1 else mx.concatenate(parts, axis=1)
+        return whole if self.ordered else gather(whole, self.places)
 
     def times(self, x: mx.array) -> mx.array:
         """The product with each x (B, columns), (B, rows)."""

@@ -49,6 +49,7 @@ LEVELS: dict[str, tuple[int, int]] = {
     "mlxcone.problem": (1, 6),
     "mlxcone.report": (1, 6),
     "mlxcone.sparse": (1, 6),
+    "mlxcone.sparse_map": (1, 7),
     "mlxcone.equilibrate": (2, 0),
     "mlxcone.anderson": (2, 0),
     "mlxcone.residual_map": (2, 0),

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import scipy.sparse as sp
 
-from cvxpylayers_mlx.affine import SparseMap
+from mlxcone import SparseMap
 
 Array = np.ndarray
 
@@ -147,7 +147,7 @@ def test_jvp_of_a_gradient(matrix: Any, dtype: mx.Dtype) -> None:
 
 
 def test_duplicate_entries_are_summed_once() -> None:
-    assert SparseMap(_duplicates()).values.size == 3
+    assert SparseMap(_duplicates()).matrix.nnz == 3
 
 
 def test_the_given_matrix_is_left_alone() -> None:

@@ -1,9 +1,7 @@
-"""Sparse linear maps between parameters and problem data, differentiable to any order.
+"""A sparse linear map between lanes of vectors, differentiable to any order.
 
-The map from parameters to (P, q, A, b) has about one nonzero a row. It is kept as indices and
-values and applied by gather and scatter-add; its derivative is the transposed map, applied the
-same way. (MLX's own scatter has no jvp, so both directions are custom functions of each other,
-and what they compute inside is cut off from the transforms.)
+Its derivative is the transposed map, applied in the same way: by gathering. Both directions are
+custom functions of each other, and what they compute inside is cut off from the transforms.
 """
 
 from __future__ import annotations
@@ -14,47 +12,49 @@ import mlx.core as mx
 import numpy as np
 import scipy.sparse as sp
 
-from mlxcone import on_cpu
+from mlxcone.devices import on_cpu
+from mlxcone.sparse import Slabs
 
 
 class SparseMap:
-    """y = M p for lanes of p, (B, columns) -> (B, rows).
+    """y = M p for lanes of p, (B, columns) -> (B, rows), in the dtype of p.
+
+    Works under every transform of MLX; no entry of p reaches an entry of y to which M does not
+    connect it, NaN included.
 
     Args:
         matrix: SciPy sparse matrix or array, (rows, columns).
     """
 
     def __init__(self, matrix: Any) -> None:
-        coo: Any = sp.coo_array(matrix)
-        coo.sum_duplicates()
-        self.shape = (int(coo.shape[0]), int(coo.shape[1]))
-        self.rows = mx.array(coo.row.astype(np.int32))
-        self.columns = mx.array(coo.col.astype(np.int32))
-        self.values = mx.array(coo.data.astype(np.float64), dtype=mx.float64)
+        self.matrix: Any = sp.csr_array(matrix, dtype=np.float64, copy=True)
+        self.matrix.sum_duplicates()
+        self.shape: tuple[int, int] = self.matrix.shape
+        # Made when they are needed, and as often as threads come at once: all the same.
+        self._slabs: dict[tuple[bool, mx.Dtype], Slabs] = {}
         self._forward = _linear(self, False)
         self._backward = _linear(self, True)
 
-    def matrix(self) -> Any:
-        """M, a SciPy CSR array."""
-        rows, columns, values = (np.array(a) for a in (self.rows, self.columns, self.values))
-        return sp.csr_array((values, (rows, columns)), shape=self.shape)
-
     def __reduce__(self) -> Any:
         # Custom functions do not pickle.
-        return type(self), (self.matrix(),)
+        return type(self), (self.matrix,)
 
     def __call__(self, p: mx.array) -> mx.array:
-        """M p per lane, (B, rows), in the dtype of ``p``, (B, columns)."""
+        """M p per lane, (B, rows)."""
         return self._forward(p)
 
     def _apply(self, p: mx.array, transposed: bool) -> mx.array:
         if 0 in self.shape:
             return mx.zeros((p.shape[0], self.shape[1 if transposed else 0]), dtype=p.dtype)
-        sources, targets = (self.rows, self.columns) if transposed else (self.columns, self.rows)
-        size = self.shape[1] if transposed else self.shape[0]
-        # Lanes last: gather and scatter then move contiguous rows.
-        moved = self.values.astype(p.dtype)[:, None] * mx.take(p.T, sources, axis=0)
-        return mx.zeros((size, p.shape[0]), dtype=p.dtype).at[targets].add(moved).T
+        key = transposed, p.dtype
+        if key not in self._slabs:
+            matrix = self.matrix.T.tocsr() if transposed else self.matrix
+            slabs = Slabs.of(matrix, matrix.shape[1]).map(lambda v: v.astype(p.dtype))
+            mx.eval([slab.values for slab in slabs.slabs])
+            self._slabs[key] = slabs
+        slabs = self._slabs[key]
+        # Padding is zero times a zero of its own: any entry may be NaN.
+        return slabs.times(mx.pad(p, [(0, 0), (0, 1)]) if slabs.padded else p)
 
 
 def _linear(owner: SparseMap, transposed: bool) -> Any:
@@ -63,7 +63,7 @@ def _linear(owner: SparseMap, transposed: bool) -> Any:
     @mx.custom_function
     @on_cpu
     def apply(p: mx.array) -> mx.array:
-        # mx.jvp would walk through the scatter although the rule below is there.
+        # mx.jvp would walk through the gathers although the rule below is there.
         return owner._apply(mx.stop_gradient(p), transposed)
 
     @apply.vjp
