@@ -42,9 +42,10 @@ class DataMap:
     @cached_property
     def uses(self) -> tuple[bool, ...]:
         """Whether it depends on each of the components."""
-        touched = np.unique(self.matrix.indices)
-        bounds = np.searchsorted(touched, np.cumsum([0, *self.sizes]))
-        return tuple(bool(hi > lo) for lo, hi in itertools.pairwise(bounds))
+        touched = np.zeros(self.matrix.shape[1], dtype=bool)
+        touched[self.matrix.indices] = True
+        bounds = itertools.pairwise(np.cumsum([0, *self.sizes]))
+        return tuple(bool(touched[low:high].any()) for low, high in bounds)
 
     @cached_property
     def offset(self) -> np.ndarray | None:

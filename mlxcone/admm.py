@@ -18,13 +18,13 @@ from typing import NamedTuple
 
 import mlx.core as mx
 
-from mlxcone import anderson
+from mlxcone import anderson, lanes
 from mlxcone.anderson import Memory
 from mlxcone.cones.product import Product
 from mlxcone.operators import row_times
 from mlxcone.problem import Program, take_lanes
 from mlxcone.settings import Settings
-from mlxcone.splitting_factor import Factor
+from mlxcone.splitting_factor import Explicit, Factor
 
 # Equality rows are always active and weigh more. Rounding moves y by R ulp(b) in every step, so in
 # float32 a larger factor (OSQP and SCS: 1e3) costs the digits that refinement starts from.
@@ -91,6 +91,13 @@ class Fused(NamedTuple):
         product = take_lanes(self.product, chosen, 3)
         return self._replace(product=product, constant=self.constant[chosen])
 
+    def put(self, chosen: mx.array, new: Fused) -> Fused:
+        """With those of some lanes replaced."""
+        product = lanes.put(self.product, chosen, new.product)
+        return self._replace(
+            product=product, constant=lanes.put(self.constant, chosen, new.constant)
+        )
+
     def advance(self, state: State, alpha: float, steps: int) -> State:
         """``steps`` iterations."""
         flat, constant = _flat(state), self.constant
@@ -126,6 +133,18 @@ class Operator(NamedTuple):
             factor=self.factor.take(chosen),
             weights=self.weights[chosen],
             fused=None if self.fused is None else self.fused.take(chosen),
+        )
+
+    def put(self, chosen: mx.array, new: Operator) -> Operator:
+        """With some lanes, whose programs are the same, from another."""
+        assert isinstance(self.factor, Explicit) and isinstance(new.factor, Explicit)
+        fused = self.fused
+        if fused is not None and new.fused is not None:
+            fused = fused.put(chosen, new.fused)
+        return self._replace(
+            factor=self.factor.put(chosen, new.factor),
+            weights=lanes.put(self.weights, chosen, new.weights),
+            fused=fused,
         )
 
 

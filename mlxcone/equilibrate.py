@@ -66,7 +66,12 @@ def _inverse_root(norms: mx.array) -> mx.array:
 
 
 def _largest(matrix: mx.array, axis: int) -> mx.array:
-    return mx.max(matrix, axis=axis) if matrix.size else mx.zeros((*matrix.shape[:-2], 1))
+    """Over an axis of (m, n, lanes), as (lanes, the other)."""
+    return mx.max(matrix, axis=axis).T if matrix.size else mx.zeros((matrix.shape[2], 1))
+
+
+def _lanes_last(array: mx.array) -> mx.array:
+    return mx.contiguous(mx.moveaxis(array, 0, -1))
 
 
 # For d and e: largest entry of each column of (D P D ; E A D), and of each row of E A D, uniform
@@ -76,23 +81,26 @@ _Norms = Callable[[mx.array, mx.array], tuple[mx.array, mx.array]]
 
 def _dense(program: Program, cones: Product) -> tuple[_Norms, mx.array]:
     """The norms of a dense program, and the factor that makes its A of size 1."""
-    # float32 is plenty for factors that are rounded to powers of two.
-    A = mx.abs(program.A.matrix).astype(mx.float32)
-    A = A if A.ndim == 3 else A[None]
-    P = None
-    if program.P is not None:
-        P = mx.abs(program.P).astype(mx.float32)
-        P = P if P.ndim == 3 else P[None]
 
-    def norms(d: mx.array, e: mx.array) -> tuple[mx.array, mx.array]:
-        scaled = A * e[:, :, None] * d[:, None, :]
-        column = _largest(scaled, 1)
-        if P is not None:
-            column = mx.maximum(column, _largest(P * d[:, :, None] * d[:, None, :], 1))
-        return column, cones.uniform(_largest(scaled, 2))
+    def sizes(matrix: mx.array) -> mx.array:
+        # float32 is plenty for factors that are rounded to powers of two.
+        found = mx.abs(matrix).astype(mx.float32)
+        return found if found.ndim == 3 else found[None]
 
+    A, P = sizes(program.A.matrix), None if program.P is None else sizes(program.P)
     size = _normalizer(A.reshape(A.shape[0], A.shape[1] * A.shape[2]))
     lanes = max(A.shape[0], 1 if P is None else P.shape[0])
+    # With the lanes last, maxima of rows and columns run along them, twice as fast.
+    A, P = _lanes_last(A), None if P is None else _lanes_last(P)
+
+    def norms(d: mx.array, e: mx.array) -> tuple[mx.array, mx.array]:
+        d, e = _lanes_last(d), _lanes_last(e)
+        scaled = A * e[:, None] * d[None]
+        column = _largest(scaled, 0)
+        if P is not None:
+            column = mx.maximum(column, _largest(P * d[:, None] * d[None], 0))
+        return column, cones.uniform(_largest(scaled, 1))
+
     return norms, mx.broadcast_to(size, (lanes, 1))
 
 

@@ -342,20 +342,24 @@ class Loop:
         changed = sorted(set(lanes.where_true(off)) & set(left))
         return live if not changed else self._rescale(live, check, wanted, changed)
 
+    def _renewed(self, live: _Live, scale: mx.array, changed: list[int]) -> admm.Operator:
+        """The operator with that of some lanes, which have factors of their own, made anew."""
+        some = lanes.bucket(changed, scale.shape[0])
+        every = some.shape[0] == scale.shape[0]
+        at, here = (scale, live.program) if every else (scale[some], live.program.take(some))
+        program = self.program.take(live.places if every else live.places[some])
+        factor = splitting_factor.explicit(program, at, self.unit, self.settings.rho_x)
+        new = self._operator(here, factor, at)
+        return new if every else live.op.put(some, new)
+
     def _rescale(self, live: _Live, check: _Check, wanted: mx.array, changed: list[int]) -> _Live:
         here = mx.array(changed)
         mask = lanes.put(mx.zeros((live.scale.shape[0], 1), dtype=mx.bool_), here, mx.array(True))
         scale = mx.where(mask, wanted, live.scale)
-        factor = live.op.factor
-        shared = self.program.shared
-        if shared or not isinstance(factor, Explicit):
-            factor = self._factor(scale)
+        if self.program.shared or not isinstance(live.op.factor, Explicit):
+            op = self._operator(live.program, self._factor(scale), scale)
         else:
-            program = self.program.take(live.places)
-            factor = splitting_factor.refactored(
-                factor, program, scale, self.unit, self.settings.rho_x, changed
-            )
-        op = self._operator(live.program, factor, scale)
+            op = self._renewed(live, scale, changed)
         moved = admm.join(op.weights, *check.now)
         # Lanes that keep their scale keep their state and memory, to the last bit.
         state = State(*(mx.where(mask, a, b) for a, b in zip(moved, live.state, strict=True)))

@@ -33,6 +33,10 @@ class Explicit(NamedTuple):
         """Some lanes."""
         return Explicit(take_lanes(self.inverse, chosen, 3))
 
+    def put(self, chosen: mx.array, new: Explicit) -> Explicit:
+        """With those of some lanes replaced."""
+        return Explicit(lanes.put(self.inverse, chosen, new.inverse))
+
     def astype(self, dtype: mx.Dtype) -> Explicit:
         """In another dtype."""
         return Explicit(self.inverse.astype(dtype))
@@ -82,20 +86,6 @@ def explicit(program: Program, scale: mx.array, unit: mx.array, rho_x: float) ->
     rows = weights[0][:, None] if shared else weights[:, :, None]
     inverse, _ = spd_inverse(kkt.normal_matrix(program, rows * program.A.matrix, rho_x))
     return Explicit(inverse)
-
-
-def refactored(
-    factor: Explicit,
-    program: Program,
-    scale: mx.array,
-    unit: mx.array,
-    rho_x: float,
-    which: list[int],
-) -> Explicit:
-    """The inverses with those of some lanes, at their new scales, replaced."""
-    chosen = lanes.bucket(which, scale.shape[0])
-    fresh = explicit(program.take(chosen), scale[chosen], unit, rho_x).inverse
-    return Explicit(lanes.put(factor.inverse, chosen, fresh.astype(factor.inverse.dtype)))
 
 
 class Pencil(NamedTuple):
