@@ -10,13 +10,14 @@ All factors are powers of two, so scaling and unscaling are exact.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from typing import NamedTuple
 
 import mlx.core as mx
 
 from mlxcone.cones.product import Product
-from mlxcone.operators import Rectangular
+from mlxcone.operators import Rectangular, padded
 from mlxcone.problem import Program, take_lanes
 from mlxcone.sparse import SparseProgram
 
@@ -82,24 +83,41 @@ _Norms = Callable[[mx.array, mx.array], tuple[mx.array, mx.array]]
 def _dense(program: Program, cones: Product) -> tuple[_Norms, mx.array]:
     """The norms of a dense program, and the factor that makes its A of size 1."""
 
-    def sizes(matrix: mx.array) -> mx.array:
+    def sizes(array: mx.array, axes: int) -> mx.array:
         # float32 is plenty for factors that are rounded to powers of two.
-        found = mx.abs(matrix).astype(mx.float32)
-        return found if found.ndim == 3 else found[None]
+        found = mx.abs(array).astype(mx.float32)
+        return found if found.ndim == axes else found[None]
 
-    A, P = sizes(program.A.matrix), None if program.P is None else sizes(program.P)
-    size = _normalizer(A.reshape(A.shape[0], A.shape[1] * A.shape[2]))
-    lanes = max(A.shape[0], 1 if P is None else P.shape[0])
+    A, n = program.A, program.n
+    rest = A.matrix if not A.places else None if A.dense is None else A.dense[0]
+    P, rest = (None if v is None else sizes(v, 3) for v in (program.P, rest))
+    entries = [sizes(v, 2) for v in A.entries]
+    flat = [] if rest is None else [rest.reshape(rest.shape[0], rest.shape[1] * n)]
+    size = _normalizer(*entries, *flat)
+    lanes = max(size.shape[0], 1 if P is None else P.shape[0])
     # With the lanes last, maxima of rows and columns run along them, twice as fast.
-    A, P = _lanes_last(A), None if P is None else _lanes_last(P)
+    P, rest = (None if v is None else _lanes_last(v) for v in (P, rest))
+    entries = [_lanes_last(v) for v in entries]
 
     def norms(d: mx.array, e: mx.array) -> tuple[mx.array, mx.array]:
-        d, e = _lanes_last(d), _lanes_last(e)
-        scaled = A * e[:, None] * d[None]
-        column = _largest(scaled, 0)
+        parts: list[mx.array] = []
+        others = None
+        across, down = _lanes_last(d), _lanes_last(e)
+        if rest is not None:
+            some = _lanes_last(A.other_rows(e)) if A.places else down
+            scaled = rest * some[:, None] * across[None]
+            others = _largest(scaled, 1)
+            parts.append(_largest(scaled, 0))
+        blocks = []
+        for (i, j, k), entry in zip(A.places, entries, strict=True):
+            block = (entry * down[i : i + k] * across[j : j + k]).T
+            blocks.append(block)
+            parts.append(padded(block, j, n))
         if P is not None:
-            column = mx.maximum(column, _largest(P * d[:, None] * d[None], 0))
-        return column, cones.uniform(_largest(scaled, 1))
+            parts.append(_largest(P * across[:, None] * across[None], 0))
+        rows = others if not A.places else A.in_order(blocks, others)
+        assert rows is not None
+        return functools.reduce(mx.maximum, parts), cones.uniform(rows)
 
     return norms, mx.broadcast_to(size, (lanes, 1))
 

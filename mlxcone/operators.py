@@ -8,6 +8,7 @@ from typing import NamedTuple
 import mlx.core as mx
 import numpy as np
 
+from mlxcone.gather import gather
 from mlxcone.pairs import Pairs
 
 # Row, column and length of a run of rows with one entry each, in as many columns one by one.
@@ -64,45 +65,84 @@ class Sparsity(NamedTuple):
     """What is known of a matrix.
 
     Places of its diagonal blocks, rows of its columns' entries if these are few, and pairs of
-    entries in one row if these are.
+    entries in one row if these are. Where its rows, or its columns, have one entry at most each,
+    ``single`` says where that is: columns of the transpose, and of the matrix.
     """
 
     places: tuple[Place, ...] = ()
     columns: Columns | None = None
     pairs: Pairs | None = None
+    single: tuple[Columns | None, Columns | None] = (None, None)
 
 
 _DENSE = Sparsity()
 
 
+class Single(NamedTuple):
+    """A shared matrix whose rows have one entry at most: its column and value, (rows,)."""
+
+    columns: mx.array
+    values: mx.array
+
+    @classmethod
+    def both(cls, matrix: mx.array, sparsity: Sparsity) -> tuple[Single | None, Single | None]:
+        """Of a shared matrix and of its transpose, if they are known to be such."""
+        if matrix.ndim == 3:
+            return None, None
+        m, n = matrix.shape
+        flat, (rows, columns) = matrix.reshape(-1), sparsity.single
+        return (
+            None if rows is None else cls._of(flat, rows, n * np.arange(m), 1),
+            None if columns is None else cls._of(flat, columns, np.arange(n), n),
+        )
+
+    @classmethod
+    def _of(cls, flat: mx.array, known: Columns, begin: np.ndarray, stride: int) -> Single:
+        there, at = known.rows[:, 0] >= 0, np.maximum(known.rows[:, 0], 0)
+        values = mx.take(flat, mx.array((begin + stride * at).astype(np.int32)))
+        values = mx.where(mx.array(there.tolist()), values, mx.array(0.0, dtype=flat.dtype))
+        return cls(mx.array(at.astype(np.int32)), values)
+
+    def times(self, x: mx.array) -> mx.array:
+        """The product with each x (B, columns), (B, rows)."""
+        return gather(x, self.columns) * self.values
+
+
 class Rectangular(NamedTuple):
-    """A matrix (m, n) or (B, m, n) beside a contiguous copy of its transpose.
+    """A matrix (m, n) or (B, m, n) beside a contiguous copy of its transpose, ``turned``.
 
     If ``places`` are given, its rows there are diagonal blocks: ``entries`` holds their diagonals,
-    (k,) or (B, k) each, and ``dense`` the other rows and the transpose of those.
+    (k,) or (B, k) each, ``dense`` the other rows and the transpose of those, and that of the whole
+    is not kept. ``single`` are the entries of rows, and of columns, that have one at most.
     """
 
     matrix: mx.array
-    transposed: mx.array
+    turned: mx.array | None
     sparsity: Sparsity = _DENSE
     entries: tuple[mx.array, ...] = ()
     dense: tuple[mx.array, mx.array] | None = None
+    single: tuple[Single | None, ...] = (None, None)
 
     @classmethod
     def of(cls, matrix: mx.array, sparsity: Sparsity = _DENSE) -> Rectangular:
         """Keep both orders, so that neither product strides through memory."""
-        transposed, places = _turned(matrix), sparsity.places
+        places = sparsity.places
         if not places:
-            return cls(matrix, transposed, sparsity)
+            return cls(matrix, _turned(matrix), sparsity, single=Single.both(matrix, sparsity))
         entries = tuple(
             mx.diagonal(matrix[..., i : i + k, j : j + k], axis1=-2, axis2=-1) for i, j, k in places
         )
         gaps = _gaps(places, matrix.shape[-2])
         rest = [matrix[..., low:high, :] for low, high in gaps]
         if not rest:
-            return cls(matrix, transposed, sparsity, entries)
+            return cls(matrix, None, sparsity, entries)
         rows = mx.contiguous(rest[0] if len(rest) == 1 else mx.concatenate(rest, axis=-2))
-        return cls(matrix, transposed, sparsity, entries, (rows, _turned(rows)))
+        return cls(matrix, None, sparsity, entries, (rows, _turned(rows)))
+
+    @property
+    def transposed(self) -> mx.array:
+        """The transpose, contiguous."""
+        return _turned(self.matrix) if self.turned is None else self.turned
 
     @property
     def places(self) -> tuple[Place, ...]:
@@ -119,30 +159,40 @@ class Rectangular(NamedTuple):
         dense = None if self.dense is None else tuple(change(a, 3) for a in self.dense)
         return Rectangular(
             change(self.matrix, 3),
-            change(self.transposed, 3),
+            None if self.turned is None else change(self.turned, 3),
             self.sparsity,
             tuple(change(a, 2) for a in self.entries),
             dense,  # type: ignore[arg-type]
+            tuple(part and part._replace(values=change(part.values, 2)) for part in self.single),
         )
 
     def times(self, x: mx.array) -> mx.array:
         """A x, (B, m)."""
+        if self.single[0] is not None:
+            return self.single[0].times(x)
         if not self.places:
             return row_times(x, self.transposed)
-        full = None if self.dense is None else row_times(x, self.dense[1])
-        parts: dict[int, mx.array] = {}
-        for (i, j, k), entries in zip(self.places, self.entries, strict=True):
-            parts[i] = (x if k == x.shape[1] else x[:, j : j + k]) * entries
+        blocks = [
+            (x if k == x.shape[1] else x[:, j : j + k]) * entries
+            for (_, j, k), entries in zip(self.places, self.entries, strict=True)
+        ]
+        return self.in_order(blocks, None if self.dense is None else row_times(x, self.dense[1]))
+
+    def in_order(self, blocks: list[mx.array], others: mx.array | None) -> mx.array:
+        """Rows (B, m) from those of each diagonal block and all others; undoes `other_rows`."""
+        parts = {i: block for (i, _, _), block in zip(self.places, blocks, strict=True)}
         at = 0
         for low, high in _gaps(self.places, self.matrix.shape[-2]):
-            assert full is not None
-            parts[low] = full[:, at : at + high - low]
+            assert others is not None
+            parts[low] = others[:, at : at + high - low]
             at += high - low
         ordered = [parts[row] for row in sorted(parts)]
         return ordered[0] if len(ordered) == 1 else mx.concatenate(ordered, axis=1)
 
     def transpose_times(self, y: mx.array) -> mx.array:
         """A'y, (B, n)."""
+        if self.single[1] is not None:
+            return self.single[1].times(y)
         if not self.places:
             return row_times(y, self.matrix)
         total = self.sum_blocks([y[:, i : i + k] for i, _, k in self.places])

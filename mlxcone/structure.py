@@ -33,7 +33,7 @@ class Structure(NamedTuple):
     @property
     def of_factors(self) -> Sparsity:
         """What their factors, which are constants, may make use of."""
-        return self.sparsity._replace(pairs=None)
+        return self.sparsity._replace(pairs=None, single=(None, None))
 
 
 def find(P: mx.array | None, A: mx.array, pattern: np.ndarray | None = None) -> Structure:
@@ -52,7 +52,9 @@ def find(P: mx.array | None, A: mx.array, pattern: np.ndarray | None = None) -> 
         assert full is not None
         sparsity = Sparsity(_runs(full))
         if values is not None:
-            sparsity = sparsity._replace(columns=_columns(values), pairs=Pairs.of(values))
+            columns, pairs = _columns(values), Pairs.of(values)
+            single = _columns(values.T, 1), _columns(values, 1)
+            sparsity = Sparsity(sparsity.places, columns, pairs, single)
         shared = A.ndim == 2 and P is not None and P.ndim == 2
         diagonal = shared and _is_diagonal(np.array(P))
     except (RuntimeError, ValueError) as error:
@@ -66,11 +68,11 @@ def _is_diagonal(P: np.ndarray) -> bool:
     return bool(np.count_nonzero(P) == np.count_nonzero(np.diagonal(P)))
 
 
-def _columns(full: np.ndarray) -> Columns | None:
-    """The entries of each column, if there are few."""
+def _columns(full: np.ndarray, limit: int | None = None) -> Columns | None:
+    """The entries of each column, if there are few, and no more than the limit."""
     counts = full.sum(axis=0)
     most = int(counts.max())
-    if most * _FEW > full.shape[0]:
+    if most * _FEW > full.shape[0] or (limit is not None and most > limit):
         return None
     first = np.cumsum(counts) - counts
     column, row = np.nonzero(full.T)

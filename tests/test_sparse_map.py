@@ -178,3 +178,12 @@ def test_pickle_keeps_values_and_derivatives(matrix: Any, dtype: mx.Dtype) -> No
     assert again.shape == matrix.shape
     assert_equal(values, p @ matrix.toarray().T, dtype)
     assert_equal(gradient, bar @ matrix.toarray(), dtype)
+
+
+def test_nan_goes_only_where_the_map_leads(dtype: mx.Dtype) -> None:
+    matrix = sp.coo_array(([1.0, 2.0, 3.0], ([0, 1, 1], [0, 1, 2])), shape=(3, 3))
+    p = mx.array([[np.nan, 1.0, 1.0]], dtype=dtype)
+    np.testing.assert_array_equal(SparseMap(matrix)(p), [[np.nan, 5.0, 0.0]])
+    bar = mx.array([[np.nan, 1.0, np.nan]], dtype=dtype)
+    _, (gradient,) = mx.vjp(SparseMap(matrix), [mx.ones((1, 3), dtype=dtype)], [bar])
+    np.testing.assert_array_equal(gradient, [[np.nan, 2.0, 3.0]])

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 import mlxcone
-from mlxcone import low_rank, solver, structure
+from mlxcone import equilibrate, low_rank, solver, structure
 from mlxcone.admm import Fused, Operator, State, advance, row_weights
 from mlxcone.cones.description import Cones
 from mlxcone.cones.product import Product
@@ -61,6 +61,66 @@ def test_rows_with_one_entry(A: np.ndarray, places: Any) -> None:
     back, expected = (np.array(one.transpose_times(y)) for one in (operator, plain))
     np.testing.assert_allclose(back, expected, atol=1e-14)
     assert operator.others == A.shape[0] - sum(k for _, _, k in places)
+
+
+def scattered(m: int, n: int, entries: int) -> np.ndarray:
+    """One entry in some of the rows, in no order, and none in the others."""
+    rng, A = np.random.default_rng(3), np.zeros((m, n))
+    A[rng.permutation(m)[:entries], rng.permutation(entries) % n] = rng.uniform(1.0, 2.0, entries)
+    return A
+
+
+@pytest.mark.parametrize(
+    ("A", "single"),
+    [
+        (scattered(40, 9, 9), (True, True)),
+        (scattered(40, 9, 7), (True, True)),
+        (scattered(40, 9, 30), (True, False)),
+        (scattered(40, 9, 30).T.copy(), (False, True)),
+        (scattered(40, 5, 5), (False, True)),  # too few columns to be worth it
+        (scattered(40, 9, 9) + np.eye(40, 9)[::-1], (False, False)),
+    ],
+)
+def test_one_entry_at_most_is_found_by_gathering(A: np.ndarray, single: tuple[bool, bool]) -> None:
+    found = structure.find(None, wide(A))
+    assert tuple(known is not None for known in found.sparsity.single) == single
+    # To the last bit: a sum of one product has no rounding.
+    operator, plain = Rectangular.of(wide(A), found.sparsity), Rectangular.of(wide(A))
+    assert tuple(part is not None for part in operator.single) == single
+    rng = np.random.default_rng(1)
+    x, y = (wide(rng.standard_normal((4, size))) for size in A.shape[::-1])
+    if single[0]:
+        np.testing.assert_array_equal(operator.times(x), plain.times(x))
+    if single[1]:
+        np.testing.assert_array_equal(operator.transpose_times(y), plain.transpose_times(y))
+    # What has to have every derivative does without.
+    assert found.of_derivatives.single == found.of_factors.single == (None, None)
+
+
+@pytest.mark.parametrize("quadratic", [False, True])
+@pytest.mark.parametrize("batched", [False, True])
+def test_equilibration_is_the_same_with_blocks(batched: bool, quadratic: bool) -> None:
+    cones, rng = Product(Cones(zero=3, nonneg=N, soc=(9,))), np.random.default_rng(4)
+    A = np.concatenate([DENSE, -1e3 * EYE, 1e-2 * rng.standard_normal((9, N))])
+    A *= 10.0 ** rng.uniform(-2.0, 2.0, N)
+    P = 1e2 * np.diag(rng.uniform(0.1, 9.0, N))
+    matrix = A * rng.uniform(0.5, 2.0, (4, 1, 1)) if batched else A
+    made = [
+        equilibrate.setup(
+            Program(
+                wide(P) if quadratic else None,
+                wide(rng.standard_normal((4, N))),
+                Rectangular.of(wide(matrix), Sparsity(places)),
+                wide(np.ones((4, A.shape[0]))),
+            ),
+            cones,
+            True,
+        )
+        for places in ((), ((3, 0, N),))
+    ]
+    assert np.ptp(np.array(made[0].d)) > 0  # something was done
+    np.testing.assert_array_equal(made[0].d, made[1].d)
+    np.testing.assert_array_equal(made[0].e, made[1].e)
 
 
 def test_diagonals() -> None:
