@@ -74,7 +74,9 @@ def value(x: mx.array, y: mx.array, recovery: Recovery, dtype: mx.Dtype) -> mx.a
 
 
 def _read(padded: mx.array, where: Entries) -> mx.array:
-    found = mx.take(padded, where.index, axis=1)
+    # Unlike that of mx.take, the gradient of this has every derivative.
+    index = mx.broadcast_to(where.index, (padded.shape[0], where.index.size))
+    found = mx.take_along_axis(padded, index, axis=1)
     if where.factor is None:
         return found
     return found * mx.array(where.factor, dtype=padded.dtype)
