@@ -40,7 +40,13 @@ class SparseMap:
         return type(self), (self.matrix,)
 
     def __call__(self, p: mx.array) -> mx.array:
-        """M p per lane, (B, rows)."""
+        """M p per lane, (B, rows).
+
+        Raises:
+            ValueError: p has another number of columns.
+        """
+        if p.ndim != 2 or p.shape[1] != self.shape[1]:
+            raise ValueError(f"p: expected shape (B, {self.shape[1]}), got {p.shape}")
         return self._forward(p)
 
     def _apply(self, p: mx.array, transposed: bool) -> mx.array:

@@ -187,3 +187,9 @@ def test_nan_goes_only_where_the_map_leads(dtype: mx.Dtype) -> None:
     bar = mx.array([[np.nan, 1.0, np.nan]], dtype=dtype)
     _, (gradient,) = mx.vjp(SparseMap(matrix), [mx.ones((1, 3), dtype=dtype)], [bar])
     np.testing.assert_array_equal(gradient, [[np.nan, 2.0, 3.0]])
+
+
+@pytest.mark.parametrize("shape", [(2, 3), (4,), (1, 2, 4)])
+def test_other_shapes_are_refused(shape: tuple[int, ...]) -> None:
+    with pytest.raises(ValueError, match="p: expected shape"):
+        SparseMap(sp.coo_array((3, 4)))(mx.ones(shape))
