@@ -192,16 +192,16 @@ def _sources(
     """The canonical vectors made of a parameter."""
     names = lowered.get(parameter.id, [parameter.id])
     # An exponent of a geometric program has no logarithm, a parameter that is not used no names.
-    found = [
-        (name, "logarithm" if gp else part.component, part)
+    found = {
+        name: ("logarithm" if gp else part.component, part)
         for name, part in zip(names, leaves.parts(parameter, gp), strict=False)
-    ]
+    }
     if gp:
         # It may appear as its logarithm and, in an exponent, as itself.
-        found.append((parameter.id, "whole", leaves.parts(parameter)[0]))
+        found[parameter.id] = "whole", leaves.parts(parameter)[0]
     return [
         _Source(starts[name], Pick(position, component, parameter.size), part)
-        for name, component, part in found
+        for name, (component, part) in found.items()
         if name in starts
     ]
 

@@ -68,11 +68,11 @@ def _is_diagonal(P: np.ndarray) -> bool:
     return bool(np.count_nonzero(P) == np.count_nonzero(np.diagonal(P)))
 
 
-def _columns(full: np.ndarray, limit: int | None = None) -> Columns | None:
-    """The entries of each column, if there are few, and no more than the limit."""
+def _columns(full: np.ndarray, wanted: int | None = None) -> Columns | None:
+    """The entries of each column, if there are few, and the most in one as many as wanted."""
     counts = full.sum(axis=0)
     most = int(counts.max())
-    if most * _FEW > full.shape[0] or (limit is not None and most > limit):
+    if most * _FEW > full.shape[0] or wanted not in (None, most):
         return None
     first = np.cumsum(counts) - counts
     column, row = np.nonzero(full.T)

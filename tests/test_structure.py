@@ -77,6 +77,7 @@ def scattered(m: int, n: int, entries: int) -> np.ndarray:
         (scattered(40, 9, 7), (True, True)),
         (scattered(40, 9, 30), (True, False)),
         (scattered(40, 9, 30).T.copy(), (False, True)),
+        (np.zeros((40, 9)), (False, False)),
         (scattered(40, 5, 5), (False, True)),  # too few columns to be worth it
         (scattered(40, 9, 9) + np.eye(40, 9)[::-1], (False, False)),
     ],
