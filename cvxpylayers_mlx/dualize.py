@@ -19,7 +19,8 @@ import numpy as np
 import scipy.sparse as sp
 
 import mlxcone
-from cvxpylayers_mlx.canonicalize import Canonical, DataMap
+from cvxpylayers_mlx.affine import DataMap
+from cvxpylayers_mlx.canonicalize import Canonical
 from cvxpylayers_mlx.program import (
     Data,
     Read,

@@ -11,7 +11,8 @@ import mlx.core as mx
 import mlxcone
 from cvxpylayers_mlx import parameters as parameter_vector
 from cvxpylayers_mlx import recover
-from cvxpylayers_mlx.canonicalize import DataMap, canonicalize
+from cvxpylayers_mlx.affine import DataMap
+from cvxpylayers_mlx.canonicalize import canonicalize
 from cvxpylayers_mlx.foreign import Foreign
 from cvxpylayers_mlx.native import Native
 from mlxcone import on_cpu

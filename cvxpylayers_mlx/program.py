@@ -14,7 +14,8 @@ import mlx.core as mx
 import numpy as np
 
 import mlxcone
-from cvxpylayers_mlx.canonicalize import Canonical, DataMap
+from cvxpylayers_mlx.affine import DataMap
+from cvxpylayers_mlx.canonicalize import Canonical
 
 Read = Callable[[DataMap], mx.array]
 

@@ -89,8 +89,6 @@ def _dense(program: Program, cones: Product) -> tuple[_Norms, mx.array]:
         return found if found.ndim == axes else found[None]
 
     A, n = program.A, program.n
-    if A.matrix.ndim == 2:  # one matrix is soon looked at
-        A = Rectangular(A.matrix, None)
     rest = A.matrix if not A.places else None if A.dense is None else A.dense[0]
     P, rest = (None if v is None else sizes(v, 3) for v in (program.P, rest))
     entries = [sizes(v, 2) for v in A.entries]
