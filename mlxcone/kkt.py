@@ -142,9 +142,12 @@ def root(
 
 def factor(program: Program, cones: Product, atoms: list[Any]) -> Factor:
     """H's factor in the form that fits the program; zero in lanes where H has none."""
-    if cones.polyhedral and program.diagonal is not None and low_rank.fits(program):
-        weights = cones.weights(atoms, _penalty(EPSILON), cones.rows)
-        return low_rank.factor(program, weights, SIGMA).or_zero()
+    penalty, further = _penalty(EPSILON), cones.corrected
+    flat = program.diagonal is not None if cones.polyhedral else cones.straight == cones.rows
+    if flat and low_rank.fits(program, further):
+        weights = cones.weights(atoms, penalty, cones.rows)
+        pair = cones.corrections(atoms, penalty, _with_lanes(program.A.matrix)) if further else ()
+        return low_rank.factor(program, weights, SIGMA, *pair).or_zero()
     return root(program, cones, atoms)[0]
 
 

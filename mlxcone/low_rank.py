@@ -1,8 +1,9 @@
-"""(P + sigma I + A'W A)^-1 where P and W are diagonal and few rows of A have many entries.
+"""(P + sigma I + A'W A)^-1 where P is diagonal, W nearly so, and few rows of A have many entries.
 
-With Delta the diagonal part and V = W^(1/2) A on the other rows (Woodbury):
+With Delta the diagonal part, V the other rows of A and what W has beside its diagonal, each times
+the square root of its weight, and S = diag(1, -1) the signs of these (Woodbury):
 
-    (Delta + V'V)^-1 = Delta^-1 - U'(I + V Delta^-1 V')^-1 U,    U = V Delta^-1.
+    (Delta + V'S V)^-1 = Delta^-1 - U'(S + V Delta^-1 V')^-1 U,    U = V Delta^-1.
 
 The difference loses what the least entry of Delta is smaller than the entries of W.
 """
@@ -19,7 +20,7 @@ from mlxcone.problem import Program, take_lanes
 
 
 class LowRank(NamedTuple):
-    """Delta^-1 (B or 1, n); U (d, n) and (I + V Delta^-1 V')^-1 (d, d), or both with lanes.
+    """Delta^-1 (B or 1, n); U (d, n) and (S + V Delta^-1 V')^-1 (d, d), or both with lanes.
 
     ``ok`` (B or 1,) says where the latter could be inverted.
     """
@@ -58,10 +59,13 @@ class LowRank(NamedTuple):
         return LowRank(scales, rows, core, ok)
 
 
-def fits(program: Program) -> bool:
-    """Whether P is diagonal or zero, and A has few rows of more than one entry."""
+def fits(program: Program, further: int = 0) -> bool:
+    """Whether P is diagonal or zero, and A has few rows of more than one entry.
+
+    ``further`` is how many more there are in W.
+    """
     flat = program.P is None or program.diagonal is not None
-    return flat and bool(program.A.places) and 2 * program.A.others <= program.n
+    return flat and bool(program.A.places) and 2 * (program.A.others + further) <= program.n
 
 
 def slopes(program: Program, weights: mx.array) -> mx.array:
@@ -71,17 +75,59 @@ def slopes(program: Program, weights: mx.array) -> mx.array:
     return A.sum_blocks([weights[:, i : i + k] * entries for (i, _, k), entries in blocks])
 
 
-def factor(program: Program, weights: mx.array, sigma: float) -> LowRank:
-    """For a program that `fits` and W = diag(weights), (B or 1, m)."""
+def factor(
+    program: Program,
+    weights: mx.array,
+    sigma: float,
+    added: tuple[mx.array, mx.array] | None = None,
+    removed: tuple[mx.array, mx.array] | None = None,
+) -> LowRank:
+    """For a program that `fits` and W = diag(weights), (B or 1, m).
+
+    Args:
+        program (Program): equilibrated, float64.
+        weights (mx.array): diagonal of W.
+        sigma (float): on the diagonal of the whole.
+        added, removed: c (B, k), at least zero, and V (B, k, n), where A'W A has V'diag(c) V more
+            or less than that.
+    """
     A = program.A
     diagonal = slopes(program, weights) + sigma
     scales = 1.0 / (diagonal if program.diagonal is None else diagonal + program.diagonal)
-    if A.dense is None:
+    parts = [] if added is None else [mx.sqrt(added[0])[..., None] * added[1]]
+    if A.dense is not None:
+        parts.append(mx.sqrt(A.other_rows(weights))[..., None] * A.dense[0])
+    positive = sum(part.shape[1] for part in parts)
+    if removed is not None:
+        parts.append(mx.sqrt(removed[0])[..., None] * removed[1])
+    if not parts:
         return LowRank(scales, None, None, mx.all(scales > 0, axis=1))
-    V = mx.sqrt(A.other_rows(weights))[..., None] * A.dense[0]
+    V = parts[0] if len(parts) == 1 else mx.concatenate(parts, axis=1)
     U = V * scales[:, None, :]
-    eye = mx.eye(A.others, dtype=scales.dtype)
-    core, ok = spd_inverse(eye + U @ mx.swapaxes(V, -1, -2))
+    core, ok = _core(U @ mx.swapaxes(V, -1, -2), positive)
     if U.shape[0] == 1:
         U, core = U[0], core[0]
     return LowRank(scales, U, core, ok)
+
+
+def _core(gram: mx.array, positive: int) -> tuple[mx.array, mx.array]:
+    """(S + gram)^-1, S = diag(1, -1) with so many ones, and whether there is one, (B,).
+
+    Its Schur complement on the others is minus a positive definite matrix, as the whole is one.
+    """
+    k, eye = positive, mx.eye(gram.shape[-1], dtype=gram.dtype)
+    if k == gram.shape[-1]:
+        return spd_inverse(eye + gram)
+    if not k:
+        inverse, ok = spd_inverse(eye - gram)
+        return -inverse, ok
+    first, ok = spd_inverse(eye[:k, :k] + gram[..., :k, :k])
+    off = gram[..., k:, :k]
+    turned = off @ first
+    rest = eye[k:, k:] - gram[..., k:, k:] + turned @ mx.swapaxes(off, -1, -2)
+    last, fits = spd_inverse(0.5 * (rest + mx.swapaxes(rest, -1, -2)))
+    side = last @ turned
+    above = mx.concatenate(
+        [first - mx.swapaxes(turned, -1, -2) @ side, mx.swapaxes(side, -1, -2)], -1
+    )
+    return mx.concatenate([above, mx.concatenate([side, -last], -1)], -2), ok & fits

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 import mlxcone
-from mlxcone import equilibrate, low_rank, solver, structure
+from mlxcone import equilibrate, kkt, low_rank, solver, structure
 from mlxcone.admm import Fused, Operator, State, advance, row_weights
 from mlxcone.cones.description import Cones
 from mlxcone.cones.product import Product
@@ -338,6 +338,27 @@ def test_low_rank_inverses(dense: int, lanes: int) -> None:
     expected = np.linalg.solve(H, np.array(vector)[..., None])[..., 0]
     np.testing.assert_allclose(np.array(found.times(vector)), expected, rtol=1e-10, atol=1e-12)
     assert np.array(found.ok).all()
+
+
+@pytest.mark.parametrize("dense", [0, 2])
+@pytest.mark.parametrize(("count", "dim"), [(1, N), (2, 4)])
+def test_low_rank_inverses_with_second_order_cones(dense: int, count: int, dim: int) -> None:
+    A = rows(DENSE[:dense], EYE, EYE[: count * dim])
+    places = structure.find(None, wide(A)).sparsity.places
+    cones = Product(Cones(zero=dense, nonneg=N, soc=(dim,) * count))
+    rng = np.random.default_rng(3)
+    z, vector = (wide(rng.standard_normal((5, k))) for k in (cones.rows, N))
+    nothing = wide(np.zeros((5, A.shape[0])))
+    program = Program(None, vector, Rectangular.of(wide(A), Sparsity(places)), nothing)
+    atoms = cones.derivative(z)
+    found = kkt.factor(program, cones, atoms)
+    W = np.array(
+        cones.spectral(atoms, lambda e: e / (1.0 + kkt.EPSILON - e), wide(np.eye(A.shape[0])[None]))
+    )
+    H = kkt.SIGMA * np.eye(N) + A.T @ W @ A
+    assert isinstance(found, low_rank.LowRank)
+    image = np.array(found.times(vector))
+    np.testing.assert_allclose((H @ image[..., None])[..., 0], vector, rtol=0, atol=1e-6)
 
 
 def test_low_rank_inverses_say_where_there_is_none() -> None:

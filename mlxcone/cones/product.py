@@ -201,6 +201,30 @@ class Product:
                 parts.append(mx.zeros((like.shape[0], hi - lo), dtype=like.dtype))
         return parts[0] if len(parts) == 1 else mx.concatenate(parts, axis=1)
 
+    @property
+    def corrected(self) -> int:
+        """Rank of what `weights` leave of function(D) on the `straight` rows."""
+        return sum(2 * g.count for g in self.groups if isinstance(g, SecondOrder))
+
+    def corrections(self, atoms: list[Any], function: Spectral, v: mx.array) -> list[tuple]:
+        """What `weights` leave of v'function(D) v, for an increasing function and `straight` rows.
+
+        Returns:
+            list: c (B, k) and V (B, k, columns), where V'diag(c) V is to be added, and the same
+            for what is to be taken away.
+        """
+        parts = [
+            g.corrections(a, function, v[:, lo:hi])
+            for g, a, (lo, hi) in zip(self.groups, atoms, self._bounds, strict=True)
+            if isinstance(g, SecondOrder)
+        ]
+        c, V = (
+            p[0] if len(p) == 1 else mx.concatenate(p, axis=1) for p in zip(*parts, strict=True)
+        )
+        return [
+            (mx.maximum(sign * c[:, k::2], 0.0), V[:, k::2]) for k, sign in ((0, 1.0), (1, -1.0))
+        ]
+
     def rest_of_gram(
         self,
         atoms: list[Any],
