@@ -351,14 +351,18 @@ def test_low_rank_inverses_with_second_order_cones(dense: int, count: int, dim: 
     nothing = wide(np.zeros((5, A.shape[0])))
     program = Program(None, vector, Rectangular.of(wide(A), Sparsity(places)), nothing)
     atoms = cones.derivative(z)
-    found = kkt.factor(program, cones, atoms)
-    W = np.array(
-        cones.spectral(atoms, lambda e: e / (1.0 + kkt.EPSILON - e), wide(np.eye(A.shape[0])[None]))
-    )
-    H = kkt.SIGMA * np.eye(N) + A.T @ W @ A
-    assert isinstance(found, low_rank.LowRank)
+    assert isinstance(kkt.factor(program, cones, atoms), low_rank.LowRank)
+
+    def penalty(eigenvalue: mx.array) -> mx.array:
+        return eigenvalue / (1.001 - eigenvalue)
+
+    pair = cones.corrections(atoms, penalty, program.A.matrix[None])
+    weights = cones.weights(atoms, penalty, cones.rows)
+    found = low_rank.factor(program, weights, 1e-3, *pair)
+    W = np.array(cones.spectral(atoms, penalty, wide(np.eye(cones.rows)[None])))
+    H = 1e-3 * np.eye(N) + A.T @ W @ A
     image = np.array(found.times(vector))
-    np.testing.assert_allclose((H @ image[..., None])[..., 0], vector, rtol=0, atol=1e-6)
+    np.testing.assert_allclose((H @ image[..., None])[..., 0], vector, rtol=0, atol=1e-7)
 
 
 def test_low_rank_inverses_say_where_there_is_none() -> None:
