@@ -83,31 +83,35 @@ def _root(r: mx.array, s: mx.array, t: mx.array) -> mx.array:
     return mx.where(flip, 1.0 - rho, rho)
 
 
+# Entries of vectors, (B, count) each: apart they are contiguous, which MLX works on faster.
+_Vector = tuple[mx.array, mx.array, mx.array]
+
+
 class _Ray(NamedTuple):
     """A ray of the cone or of its polar.
 
-    Its direction, of length 1, (B, count, 3); how far along it v is, and how fast what is there
-    moves across as rho moves, (B, count, 1).
+    Its direction, of length 1; how far along it v is, and how fast what is there moves across as
+    rho moves, (B, count).
     """
 
-    unit: mx.array
+    unit: _Vector
     along: mx.array
     bend: mx.array
 
     @classmethod
-    def of(cls, entries: list[mx.array], square: mx.array, bend: mx.array, v: mx.array) -> _Ray:
-        """From the entries of a direction, and the square of its length."""
+    def of(cls, entries: _Vector, square: mx.array, bend: mx.array, v: _Vector) -> _Ray:
+        """From a direction, and the square of its length."""
         size = mx.sqrt(square)
-        unit = mx.concatenate(entries, axis=-1) / size
+        x, y, z = (entry / size for entry in entries)
         # Orthogonal projections are as accurate as v, whatever cancels in alpha.
-        along = mx.sum(unit * v, axis=-1, keepdims=True)
-        return cls(unit, along, mx.maximum(along, 0.0) * (bend / size))
+        along = x * v[0] + y * v[1] + z * v[2]
+        return cls((x, y, z), along, mx.maximum(along, 0.0) * (bend / size))
 
 
 class _Split(NamedTuple):
     """v = p + d: where v is in one of the two, or on the edge between, and else on which rays."""
 
-    v: mx.array
+    v: _Vector
     in_cone: mx.array
     in_polar: mx.array
     on_edge: mx.array
@@ -115,47 +119,51 @@ class _Split(NamedTuple):
     w: _Ray
 
     def _pick(
-        self, cone: mx.array | float, polar: mx.array | float, edge: mx.array, curve: mx.array
+        self,
+        cone: mx.array | float,
+        polar: mx.array | float,
+        edge: mx.array | float,
+        curve: mx.array | float,
     ) -> mx.array:
         out = mx.where(self.on_edge, edge, curve)
         return mx.where(self.in_cone, cone, mx.where(self.in_polar, polar, out))
 
-    def _edge(self) -> mx.array:
+    def _edge(self) -> _Vector:
         """P where v is on the edge."""
-        r, t = self.v[..., :1], self.v[..., 2:]
-        return mx.concatenate([mx.minimum(r, 0.0), mx.zeros_like(r), mx.maximum(t, 0.0)], axis=-1)
+        r, _, t = self.v
+        return mx.minimum(r, 0.0), mx.zeros_like(r), mx.maximum(t, 0.0)
 
     def on_cone(self) -> mx.array:
-        """P."""
-        return self._pick(self.v, 0.0, self._edge(), self.g.along * self.g.unit)
+        """P, (B, count, 3)."""
+        entries = zip(self.v, self._edge(), self.g.unit, strict=True)
+        parts = [self._pick(v, 0.0, edge, self.g.along * unit) for v, edge, unit in entries]
+        return mx.stack(parts, axis=-1)
 
     def on_polar(self) -> mx.array:
-        """D."""
-        return self._pick(0.0, self.v, self.v - self._edge(), self.w.along * self.w.unit)
+        """D, (B, count, 3)."""
+        entries = zip(self.v, self._edge(), self.w.unit, strict=True)
+        parts = [self._pick(0.0, v, v - edge, self.w.along * unit) for v, edge, unit in entries]
+        return mx.stack(parts, axis=-1)
 
     def atoms(self, polar: bool) -> Atoms:
         """Of the derivative of p, or of d."""
         total = self.g.bend + self.w.bend
         total = mx.where(total > 0, total, 1.0)
-        one, zero = mx.ones_like(total), mx.zeros_like(total)
-        positive = (self.v[..., 2:] > 0).astype(one.dtype)
+        positive = (self.v[2] > 0).astype(total.dtype)
         if polar:
-            edge, curve = [zero, one, 1.0 - positive], [zero, self.w.bend / total, one]
+            edge, curve = (0.0, 1.0, 1.0 - positive), (0.0, self.w.bend / total, 1.0)
         else:
-            edge, curve = [one, zero, positive], [one, self.g.bend / total, zero]
-        values = self._pick(
-            float(not polar),
-            float(polar),
-            mx.concatenate(edge, axis=-1),
-            mx.concatenate(curve, axis=-1),
-        )
+            edge, curve = (1.0, 0.0, positive), (1.0, self.g.bend / total, 0.0)
+        cone, outside = float(not polar), float(polar)
+        values = [self._pick(cone, outside, *pair) for pair in zip(edge, curve, strict=True)]
         flat = mx.logical_or(self.on_edge, mx.logical_or(self.in_cone, self.in_polar))
-        frame = spectral3.frame(self.g.unit, self.w.unit)
-        return Atoms(values, mx.where(flat[..., None], mx.eye(3, dtype=one.dtype), frame))
+        frame = spectral3.frame(*(mx.stack(ray.unit, axis=-1) for ray in (self.g, self.w)))
+        frame = mx.where(flat[..., None, None], mx.eye(3, dtype=total.dtype), frame)
+        return Atoms(mx.stack([v.astype(total.dtype) for v in values], axis=-1), frame)
 
 
 class _Direction(NamedTuple):
-    """What rho says of its rays; all (B, count, 1).
+    """What rho says of its rays; all (B, count).
 
     The smaller of e^rho and e^-rho may underflow, the larger must not overflow: with
     e^rho = growth / decay, p is along decay (rho, 1, e^rho), d along growth (1, 1 - rho, ..).
@@ -169,37 +177,40 @@ class _Direction(NamedTuple):
 
     @classmethod
     def at(cls, rho: mx.array) -> _Direction:
-        growth, decay = _exp(mx.minimum(rho, 0.0)), _exp(-mx.maximum(rho, 0.0))
+        rises = rho > 0
+        small, one = _exp(mx.where(rises, -rho, rho)), mx.ones_like(rho)
+        growth, decay = mx.where(rises, one, small), mx.where(rises, small, one)
         return cls(rho, growth, decay, mx.square(decay), mx.square(growth))
 
-    def rays(self, v: mx.array) -> tuple[_Ray, _Ray]:
+    def rays(self, v: _Vector) -> tuple[_Ray, _Ray]:
         """Where v is on the rays g of the cone and w of its polar."""
         rho, growth, decay, square_g, square_w = self
         other = 1.0 - rho
         round_g, round_w = mx.square(rho) + 1.0, mx.square(other) + 1.0
         bend_g, bend_w = square_g + square_w * round_w, square_w + square_g * round_g
-        g = _Ray.of([rho * decay, decay, growth], bend_w, decay * bend_g, v)
-        w = _Ray.of([growth, other * growth, -decay], bend_g, growth * bend_w, v)
+        g = _Ray.of((rho * decay, decay, growth), bend_w, decay * bend_g, v)
+        w = _Ray.of((growth, other * growth, -decay), bend_g, growth * bend_w, v)
         return g, w
 
-    def off(self, v: mx.array) -> mx.array:
+    def off(self, v: _Vector) -> mx.array:
         """How far v is off the plane of both rays: n'v, n = g x w."""
         rho, growth, decay, square_g, square_w = self
         other = 1.0 - rho
         x, y = -square_g - square_w * other, square_w + square_g * rho
         z = decay * growth * (rho * other - 1.0)
-        return x * v[..., :1] + y * v[..., 1:2] + z * v[..., 2:]
+        return x * v[0] + y * v[1] + z * v[2]
 
 
-def _split(v: mx.array) -> _Split:
-    """Split v, (B, count, 3) with entries in [-1, 1]."""
-    tiny = _TINY[v.dtype]
-    # Parts first: mx.compile may lose a graph that takes the same one of v and of its constant.
-    parts = v[..., :1], v[..., 1:2], v[..., 2:]
-    r, s, t = (mx.stop_gradient(part) for part in parts)
+def _split(v: _Vector) -> _Split:
+    """Split v, with entries in [-1, 1]."""
+    tiny = _TINY[v[0].dtype]
+    still = mx.stop_gradient(v[0]), mx.stop_gradient(v[1]), mx.stop_gradient(v[2])
+    r, s, t = still
     up, right = s > 0, r > 0
-    in_cone = mx.logical_and(up, s * _exp(r / mx.where(up, s, 1.0)) <= t)
-    in_polar = mx.logical_and(right, r * _exp(s / mx.where(right, r, 1.0) - 1.0) <= -t)
+    size = mx.maximum(mx.abs(t), tiny)
+    to_s, to_r = (mx.log(size / mx.where(v > tiny, v, 1.0)) for v in (s, r))
+    in_cone = up & mx.where(s > tiny, s * to_s >= r, r <= 0) & (t > 0)
+    in_polar = right & mx.where(r > tiny, r * (to_r + 1.0) >= s, s <= 0) & (t < 0)
     on_edge = mx.logical_and(r <= tiny, s <= tiny)
 
     r_far = mx.where(on_edge, 1.0, mx.where(mx.abs(r) > tiny, r, 0.0))
@@ -207,7 +218,7 @@ def _split(v: mx.array) -> _Split:
     rho = mx.stop_gradient(_root(r_far, s_far, t))
     # One Newton step on n'v = 0 also carries the derivative of rho.
     near = _Direction.at(rho)
-    g, w = near.rays(mx.stop_gradient(v))
+    g, w = near.rays(still)
     step = near.off(v) / mx.maximum(g.bend + w.bend, tiny)
     step = step + mx.stop_gradient(mx.clip(step, -_LAST, _LAST) - step)
     return _Split(v, in_cone, in_polar, on_edge, *_Direction.at(rho - step).rays(v))
@@ -224,19 +235,17 @@ class Exponential:
     def rows(self) -> int:
         return 3 * self.count
 
-    def _scaled(self, z: mx.array) -> tuple[mx.array, mx.array]:
-        z = z.reshape(z.shape[0], self.count, 3)
-        size = mx.stop_gradient(mx.max(mx.abs(z), axis=-1, keepdims=True))
-        return z / mx.where(size == 0, 1.0, size), size
-
     def _split(self, z: mx.array) -> tuple[_Split, mx.array]:
-        unit, size = self._scaled(z)
-        return _split(unit if self.dual else -unit), size
+        parts = mx.contiguous(mx.moveaxis(z.reshape(z.shape[0], self.count, 3), -1, 0))
+        size = mx.stop_gradient(mx.max(mx.abs(parts), axis=0))
+        unit = parts / mx.where(size == 0, 1.0, size)
+        unit = unit if self.dual else -unit
+        return _split((unit[0], unit[1], unit[2])), size
 
     def _projected(self, split: _Split, size: mx.array, shape: tuple[int, ...]) -> mx.array:
         # The dual of the exponential cone is minus its polar.
         y = split.on_cone() if self.dual else -split.on_polar()
-        return (size * y).reshape(shape)
+        return (size[..., None] * y).reshape(shape)
 
     def project_dual(self, z: mx.array) -> mx.array:
         return self._projected(*self._split(z), z.shape)
