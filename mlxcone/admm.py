@@ -42,18 +42,22 @@ class State(NamedTuple):
 
 
 class Fused(NamedTuple):
-    """A step of a small program with linear cones as one product.
+    """Steps of a small program with linear cones as one product each.
 
-    With u = 2 s - w for w, and x for x, both in one vector v = (x, w), (x~, s~) = u G + h:
-    x~ = u (rho_x K ; -R A K) - K (q - A'R b),  s~ = b - A x~,  K = (P + rho_x I + A'R A)^-1.
-    As (x, s) = (u + v) / 2, a step is v <- (1 - alpha / 2) v + u (alpha G - alpha / 2 I) + alpha h.
-    ``product`` is that matrix, its rows of equalities, where u = -w, with the other sign;
-    ``constant`` is alpha h; ``sign`` is -1 for inequalities, where u = |w|, and 1 elsewhere.
+    With K = (P + rho_x I + A'R A)^-1 and x_0 the x to begin with, x~ = x^ - K A'R u where
+    x^ = rho_x K x_0 - K (q - A'R b) and u = 2 s - w, and s~ = b - A x~. As s = (u + w) / 2, a step
+    is w <- (1 - alpha / 2) w + u (alpha R A K A' - alpha / 2 I) + alpha (b - A x^): x is what w
+    makes it, and the proximal term stays at x_0 for as many steps as are made at once.
+    ``product`` is that matrix and ``turn`` is -R A K, their rows of equalities, where u = -w, with
+    the other sign; ``sign`` is -1 for inequalities, where u = |w|, and 1 elsewhere; ``pull`` is
+    rho_x K, and ``centre`` x^ where x_0 is 0.
     """
 
     product: mx.array
-    constant: mx.array
+    turn: mx.array
     sign: mx.array
+    pull: mx.array
+    centre: mx.array
 
     @classmethod
     def of(
@@ -66,19 +70,16 @@ class Fused(NamedTuple):
         alpha: float,
     ) -> Fused:
         """From K, (n, n) or (B, n, n), and R, (1 or B, m)."""
-        A, n = program.A, program.n
+        A, k = program.A, cones.zero_rows
         shared = inverse.ndim == 2
         R = weights[0][:, None] if shared else weights[..., None]
-        top = mx.concatenate([rho_x * inverse, -(R * (A.matrix @ inverse))], axis=-2)
-        x = -row_times(program.q - A.transpose_times(weights * program.b), inverse)
-        product = mx.concatenate([top, -(top @ A.transposed)], axis=-1)
-        product = alpha * product - 0.5 * alpha * mx.eye(n + program.m, dtype=x.dtype)
-        constant = alpha * mx.concatenate([x, program.b - A.times(x)], axis=1)
-        k = cones.zero_rows
-        signs = [[1.0] * n + [-1.0] * k + [1.0] * (program.m - k)]
-        signs += [[1.0] * (n + k) + [-1.0] * (program.m - k)]
-        rows, sign = (mx.array(v, dtype=x.dtype) for v in signs)
-        return cls(rows[:, None] * product, constant, sign)
+        turn = -(R * (A.matrix @ inverse))
+        eye = mx.eye(program.m, dtype=turn.dtype)
+        product = -alpha * (turn @ A.transposed) - 0.5 * alpha * eye
+        centre = row_times(A.transpose_times(weights * program.b) - program.q, inverse)
+        equality = mx.arange(program.m) < k
+        rows = mx.where(equality, -1.0, 1.0).astype(turn.dtype)[:, None]
+        return cls(rows * product, rows * turn, -rows[:, 0], rho_x * inverse, centre)
 
     @staticmethod
     def fits(program: Program, cones: Product) -> bool:
@@ -88,26 +89,31 @@ class Fused(NamedTuple):
 
     def take(self, chosen: mx.array) -> Fused:
         """Some lanes."""
-        product = take_lanes(self.product, chosen, 3)
-        return self._replace(product=product, constant=self.constant[chosen])
+        product, turn, pull = (take_lanes(a, chosen, 3) for a in self._matrices)
+        return Fused(product, turn, self.sign, pull, self.centre[chosen])
 
     def put(self, chosen: mx.array, new: Fused) -> Fused:
         """With those of some lanes replaced."""
-        product = lanes.put(self.product, chosen, new.product)
-        return self._replace(
-            product=product, constant=lanes.put(self.constant, chosen, new.constant)
-        )
+        old = zip((*self._matrices, self.centre), (*new._matrices, new.centre), strict=True)
+        product, turn, pull, centre = (lanes.put(a, chosen, b) for a, b in old)
+        return Fused(product, turn, self.sign, pull, centre)
 
-    def advance(self, state: State, alpha: float, steps: int) -> State:
+    @property
+    def _matrices(self) -> tuple[mx.array, mx.array, mx.array]:
+        return self.product, self.turn, self.pull
+
+    def advance(self, program: Program, state: State, alpha: float, steps: int) -> State:
         """``steps`` iterations."""
-        flat, constant = _flat(state), self.constant
+        start = self.centre + row_times(state.x, self.pull)
+        w, constant = state.w, alpha * (program.b - program.A.times(start))
         alone = self.product.ndim == 3  # row vectors, each with a matrix of its own
-        flat, constant = (v[:, None, :] if alone else v for v in (flat, constant))
+        w, constant = (v[:, None, :] if alone else v for v in (w, constant))
         stays = 1.0 - 0.5 * alpha
         for _ in range(steps):
-            u = mx.maximum(flat, self.sign * flat)
-            flat = mx.addmm(constant + stays * flat, u, self.product)
-        return _unflat(flat[:, 0] if alone else flat, state.x.shape[1])
+            u = mx.maximum(w, self.sign * w)
+            w = mx.addmm(constant + stays * w, u, self.product)
+        w = w[:, 0] if alone else w
+        return State(start + row_times(mx.maximum(w, self.sign * w), self.turn), w)
 
 
 class Operator(NamedTuple):
@@ -201,43 +207,52 @@ def advance(
     cones: Product, op: Operator, state: State, memory: Memory | None, steps: int, interval: int
 ) -> tuple[State, Memory | None]:
     """``steps`` iterations, with an accelerated point every ``interval`` if there is a memory."""
-    if op.fused is not None and memory is None:
-        return op.fused.advance(state, op.alpha, steps), memory
-    slack = op.slack(state.x)
+    slack = None if op.fused is not None else op.slack(state.x)
     while steps > 0:
         some = min(steps, interval)
         steps -= some
         if memory is not None and some > 1:
             state, slack, memory = _accelerated(cones, op, state, slack, memory)
             some -= 2
-        if op.fused is not None:
-            state = op.fused.advance(state, op.alpha, some)
-            slack = op.slack(state.x) if steps else slack
-            continue
-        for _ in range(some):
-            state, slack = step(cones, op, state, slack)
+        if some:
+            state, slack = _plain(cones, op, state, slack, some)
     return state, memory
 
 
+def _plain(
+    cones: Product, op: Operator, state: State, slack: mx.array | None, steps: int
+) -> tuple[State, mx.array | None]:
+    """``steps`` iterations, and b - A x after them, given that before them, if it is of use."""
+    if op.fused is not None or slack is None:
+        assert op.fused is not None
+        return op.fused.advance(op.program, state, op.alpha, steps), None
+    for _ in range(steps):
+        state, slack = step(cones, op, state, slack)
+    return state, slack
+
+
 def _accelerated(
-    cones: Product, op: Operator, state: State, slack: mx.array, memory: Memory
-) -> tuple[State, mx.array, Memory]:
+    cones: Product, op: Operator, state: State, slack: mx.array | None, memory: Memory
+) -> tuple[State, mx.array | None, Memory]:
     """Two iterations, the second from an accelerated point.
 
     That is safeguarded per lane: it stands only if the iteration moves no further from it than it
     moved before; else the plain iterate goes on and the memory is empty.
     """
-    image, slack = step(cones, op, state, slack)
+    image, slack = _plain(cones, op, state, slack, 1)
     point, plain = _flat(state), _flat(image)
     memory, candidate = anderson.accelerate(memory, point, plain)
     there = _unflat(candidate, op.program.n)
-    tried, slack_there = step(cones, op, there, op.slack(there.x))
+    before_it = None if slack is None else op.slack(there.x)
+    tried, slack_there = _plain(cones, op, there, before_it, 1)
     trial = _flat(tried)
     before = mx.sum(mx.square(plain - point), axis=1, keepdims=True)
     after = mx.sum(mx.square(trial - candidate), axis=1, keepdims=True)
     good = after <= before  # False for NaN
     state = _unflat(mx.where(good, trial, plain), op.program.n)
-    return state, mx.where(good, slack_there, slack), memory.forget(mx.logical_not(good))
+    if slack is not None and slack_there is not None:
+        slack = mx.where(good, slack_there, slack)
+    return state, slack, memory.forget(mx.logical_not(good))
 
 
 def rebalanced(scale: mx.array, primal: mx.array, dual: mx.array) -> mx.array:
