@@ -300,7 +300,7 @@ class Ladder:
     def _refinement(self, work: Splitting) -> Refinement:
         weights = admm.row_weights(work.scale, self.cones)
         x, y, s = admm.split(self.cones, weights, admm.State(work.x, work.w))
-        how = self.settings, x, y, s, self.precision, self.deadline, self.calls
+        how = self.settings, x, y, s, self.open_lanes(), self.precision, self.deadline, self.calls
         return Refinement(self.program, self.scaling, self.cones, *how)
 
     def _conclude(self, refinement: Refinement, result: Residuals) -> None:

@@ -58,15 +58,19 @@ def pick(array: mx.array, lanes: mx.array | None) -> mx.array:
 
 
 def take(tree: Any, lanes: mx.array | None) -> Any:
-    """The lanes of a NamedTuple whose fields all carry every lane."""
-    return tree if lanes is None else type(tree)(*(field[lanes] for field in tree))
+    """The lanes of a tuple whose fields all carry every lane."""
+    return tree if lanes is None else _like(tree, [field[lanes] for field in tree])
 
 
 def each(tree: Any, change: Callable[[mx.array], mx.array]) -> Any:
     """A tuple or list of arrays, or of such, with every array changed."""
     if isinstance(tree, mx.array):
         return change(tree)
-    parts = [each(part, change) for part in tree]
+    return _like(tree, [each(part, change) for part in tree])
+
+
+def _like(tree: Any, parts: list[Any]) -> Any:
+    """The parts as such a tuple or list."""
     return type(tree)(*parts) if hasattr(tree, "_fields") else type(tree)(parts)
 
 

@@ -126,6 +126,7 @@ class Refinement:
         cones (Product): the cones.
         settings (Settings): tolerances and budgets.
         x, y, s (mx.array): starting iterate, equilibrated, float64.
+        which (list): lanes that are looked at; the others count as worse than anything.
         precision (float): relative rounding of the data.
         deadline (float): value of ``time.monotonic()`` at which to stop.
         calls (Calls): how its functions are called.
@@ -140,16 +141,21 @@ class Refinement:
         x: mx.array,
         y: mx.array,
         s: mx.array,
+        which: list[int],
         precision: float,
         deadline: float,
         calls: Calls,
     ) -> None:
         self.program, self.scaling, self.cones = program, scaling, cones
         self.settings, self.deadline, self.calls = settings, deadline, calls
-        place = self._call(_place, program, scaling, x, y - s)
-        self._start: Place | None = place
         nothing = mx.zeros((program.lanes,), dtype=mx.int32)
-        self.kept = Kept(x, place.y, place.y - place.z, place.violation, nothing)
+        self.kept = Kept(x, y, s, mx.full(nothing.shape, mx.inf, dtype=x.dtype), nothing)
+        chosen = lanes.some(which, program.lanes)
+        place = self._call(_place, *self._taken(chosen), *lanes.take((x, y - s), chosen))
+        self._start: tuple[list[int], Place] | None = (which, place)
+        kept = lanes.take(self.kept, chosen)
+        kept = kept._replace(y=place.y, s=place.y - place.z, violation=place.violation)
+        self.kept = kept if chosen is None else lanes.put_tree(self.kept, chosen, kept)
         tolerance = max(settings.eps_abs, settings.eps_rel, 1e-300)
         self.fine = max(_FINE, _BESIDE * precision / tolerance)
         self.cleaned: list[int] = []  # lanes whose s was replaced in the end
@@ -157,6 +163,12 @@ class Refinement:
 
     def _call(self, function: Any, *trees: Any) -> Any:
         return self.calls.call(function, (self.cones, self.settings), *trees)
+
+    def _taken(self, chosen: mx.array | None) -> tuple[Program, Scaling]:
+        """Program and scaling of some lanes."""
+        if chosen is None:
+            return self.program, self.scaling
+        return self.program.take(chosen), self.scaling.take(chosen)
 
     def measure(self) -> Residuals:
         """Residuals of the best points, in original units."""
@@ -180,15 +192,12 @@ class Refinement:
             return
         total = self.program.lanes
         chosen = lanes.some(which, total)
-        program, scaling = self.program, self.scaling
-        kept = self.kept
-        if chosen is not None:
-            program, scaling = program.take(chosen), scaling.take(chosen)
-            kept = lanes.take(kept, chosen)
-        if self._start is None:
-            at = self._call(_place, program, scaling, kept.x, kept.y - kept.s)
+        program, scaling = self._taken(chosen)
+        kept = lanes.take(self.kept, chosen)
+        if self._start is not None and self._start[0] == which:
+            at = self._start[1]
         else:
-            at = self._start if chosen is None else lanes.take_tree(self._start, chosen)
+            at = self._call(_place, program, scaling, kept.x, kept.y - kept.s)
         reference = kept.violation
         idle = mx.zeros((kept.x.shape[0],), dtype=mx.int32)
         self._start = None

@@ -220,9 +220,13 @@ def test_newton_lands_from_nearby() -> None:
         + wide(1e-4 * rng.standard_normal((5, size)))
         for k, size in (("x", N), ("y", M), ("s", M))
     ]
-    work = Refinement(
-        scaled, scaling, PRODUCT, Settings(), *scaling.scale(*start), 0.0, FOREVER, EAGER
-    )
+    start = scaling.scale(*start)
+    how = 0.0, FOREVER, EAGER
+    some = Refinement(scaled, scaling, PRODUCT, Settings(), *start, [1, 4, 2], *how)
+    assert np.isinf(np.array(some.kept.violation)).tolist() == [True, False, False, True, False]
+    work = Refinement(scaled, scaling, PRODUCT, Settings(), *start, [0, 1, 2, 3, 4], *how)
+    some.newton([1, 4, 2], 5)
+    assert some.solved() == [1, 2, 4]
     assert work.solved() == []
     work.newton([0, 1, 2, 3], 5)
     assert work.solved() == [0, 1, 2, 3]
