@@ -39,7 +39,7 @@ from typing import Any, NamedTuple
 import mlx.core as mx
 import numpy as np
 
-from mlxcone import lanes, low_rank, residual_map
+from mlxcone import lanes, low_rank, residual_map, separable
 from mlxcone._linalg import spd_root
 from mlxcone.cones.product import Product
 from mlxcone.low_rank import LowRank
@@ -47,6 +47,7 @@ from mlxcone.operators import Rectangular, padded, row_times
 from mlxcone.pairs import Pairs
 from mlxcone.problem import Program, take_lanes
 from mlxcone.residual_map import Pair
+from mlxcone.separable import Separable
 
 EPSILON = 1e-6  # on the cone block; equal to SIGMA, the product far above rounding
 SIGMA = 1e-6  # on the x block
@@ -82,7 +83,7 @@ class Root(NamedTuple):
         return Root(take_lanes(self.root, chosen, 3))
 
 
-Factor = Root | LowRank
+Factor = Root | LowRank | Separable
 
 
 def gram(
@@ -148,6 +149,8 @@ def factor(program: Program, cones: Product, atoms: list[Any]) -> Factor:
         weights = cones.weights(atoms, penalty, cones.rows)
         pair = cones.corrections(atoms, penalty, _with_lanes(program.A.matrix)) if further else ()
         return low_rank.factor(program, weights, SIGMA, *pair).or_zero()
+    if (blocks := separable.plan(program, cones)) is not None:
+        return separable.factor(program, cones, atoms, penalty, blocks, SIGMA).or_zero()
     return root(program, cones, atoms)[0]
 
 

@@ -61,18 +61,44 @@ class Columns:
         return hash(self._key)
 
 
+class Entries:
+    """Where a matrix has entries.
+
+    Args:
+        full (np.ndarray): boolean, (m, n).
+    """
+
+    def __init__(self, full: np.ndarray) -> None:
+        self._key = full.shape, np.packbits(full).tobytes()
+
+    @property
+    def full(self) -> np.ndarray:
+        """The boolean matrix."""
+        shape, packed = self._key
+        bits = np.unpackbits(np.frombuffer(packed, dtype=np.uint8), count=shape[0] * shape[1])
+        return bits.reshape(shape).astype(bool)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Entries) and self._key == other._key
+
+    def __hash__(self) -> int:
+        return hash(self._key)
+
+
 class Sparsity(NamedTuple):
     """What is known of a matrix.
 
     Places of its diagonal blocks, rows of its columns' entries if these are few, and pairs of
     entries in one row if these are. Where its rows, or its columns, have one entry at most each,
-    ``single`` says where that is: columns of the transpose, and of the matrix.
+    ``single`` says where that is: columns of the transpose, and of the matrix. ``entries`` are
+    those of a matrix that has few.
     """
 
     places: tuple[Place, ...] = ()
     columns: Columns | None = None
     pairs: Pairs | None = None
     single: tuple[Columns | None, Columns | None] = (None, None)
+    entries: Entries | None = None
 
 
 _DENSE = Sparsity()

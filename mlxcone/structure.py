@@ -7,7 +7,7 @@ from typing import NamedTuple
 import mlx.core as mx
 import numpy as np
 
-from mlxcone.operators import Columns, Place, Sparsity
+from mlxcone.operators import Columns, Entries, Place, Sparsity
 from mlxcone.pairs import Pairs
 
 _LEAST = 8  # rows that a block of rows with one entry must have to be worth it
@@ -54,7 +54,9 @@ def find(P: mx.array | None, A: mx.array, pattern: np.ndarray | None = None) -> 
         if values is not None:
             columns, pairs = _columns(values), Pairs.of(values)
             single = _columns(values.T, 1), _columns(values, 1)
-            sparsity = Sparsity(sparsity.places, columns, pairs, single)
+            few = _FEW * int(np.count_nonzero(values)) <= values.size
+            entries = Entries(values) if few else None
+            sparsity = Sparsity(sparsity.places, columns, pairs, single, entries)
         shared = A.ndim == 2 and P is not None and P.ndim == 2
         diagonal = shared and _is_diagonal(np.array(P))
     except (RuntimeError, ValueError) as error:

@@ -55,6 +55,7 @@ LEVELS: dict[str, tuple[int, int]] = {
     "mlxcone.residual_map": (2, 0),
     "mlxcone.residuals": (2, 1),
     "mlxcone.low_rank": (2, 0),
+    "mlxcone.separable": (2, 0),
     "mlxcone.kkt": (2, 1),
     "mlxcone.conjugate": (2, 2),
     "mlxcone.splitting_factor": (2, 3),

@@ -157,7 +157,7 @@ class _Split(NamedTuple):
         cone, outside = float(not polar), float(polar)
         values = [self._pick(cone, outside, *pair) for pair in zip(edge, curve, strict=True)]
         flat = mx.logical_or(self.on_edge, mx.logical_or(self.in_cone, self.in_polar))
-        frame = spectral3.frame(*(mx.stack(ray.unit, axis=-1) for ray in (self.g, self.w)))
+        frame = spectral3.frame(*(mx.stack(list(ray.unit), axis=-1) for ray in (self.g, self.w)))
         frame = mx.where(flat[..., None, None], mx.eye(3, dtype=total.dtype), frame)
         return Atoms(mx.stack([v.astype(total.dtype) for v in values], axis=-1), frame)
 

@@ -218,9 +218,7 @@ class Product:
             for g, a, (lo, hi) in zip(self.groups, atoms, self._bounds, strict=True)
             if isinstance(g, SecondOrder)
         ]
-        c, V = (
-            p[0] if len(p) == 1 else mx.concatenate(p, axis=1) for p in zip(*parts, strict=True)
-        )
+        c, V = (mx.concatenate(list(part), axis=1) for part in zip(*parts, strict=True))
         return [
             (mx.maximum(sign * c[:, k::2], 0.0), V[:, k::2]) for k, sign in ((0, 1.0), (1, -1.0))
         ]

@@ -69,6 +69,15 @@ def half(atoms: Atoms, function: Spectral, v: mx.array) -> mx.array:
     return mx.swapaxes(out.reshape(out.shape[0], -1, v.shape[-1]), -1, -2)
 
 
+def rotated(atoms: Atoms, function: Spectral) -> mx.array:
+    """R (3, 3, B, count) with R'R = function(D), for a function that is nowhere negative.
+
+    Entries first: each is contiguous.
+    """
+    vectors = mx.contiguous(mx.transpose(atoms.vectors, (3, 2, 0, 1)))
+    return vectors * mx.moveaxis(root(function, atoms.eigenvalues), -1, 0)[:, None]
+
+
 def signature(atoms: Atoms) -> mx.array:
     """The six entries of D of each cone, (B, 6 count)."""
     parts = []
