@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 import mlx.core as mx
 
 from mlxcone import admm, certificates, equilibrate, lanes, loop, residuals, splitting_factor
+from mlxcone.admm import Fused
 from mlxcone.certificates import Certificate
 from mlxcone.cones.product import Product
 from mlxcone.devices import on_cpu
@@ -28,6 +29,7 @@ _FIRST_STEPS = 5  # Newton steps of the first try
 _TRIES = 2  # in float32, after the first
 _SOONER = 5.0  # factor of the handover where projections are costly
 _TIGHTER = 0.05  # each further try begins at a residual smaller by this
+_FEW_MULTIPLIERS = 40  # rounds where programs are so small that they take less than other steps
 _CERTIFICATE_ITERS = 60
 _DRIFT = 1e-3  # of a ray that is worth a look for a certificate, beside its value
 _HOPELESS = 1e4  # a warm start with residuals this much larger than zero's is none
@@ -236,12 +238,12 @@ class Ladder:
         # point may meet a relative tolerance for its size alone: certificates come first.
         self._settle(refinement, self.settings.loose, Status.SOLVED_INACCURATE, which)
 
-    def multipliers(self, refinement: Refinement) -> None:
+    def multipliers(self, refinement: Refinement, most: int) -> None:
         """Proximal multipliers on every open lane."""
         which = self.open_lanes()
         if which and self.settings.refine:
             self.report.rung("multipliers", which)
-            refinement.multipliers(which, self.settings.multiplier_iters)
+            refinement.multipliers(which, min(most, self.settings.multiplier_iters))
             # What is left may be as good as its data: rounded numbers often fit no better.
             self._settle(refinement, 2.0 * self.precision)
 
@@ -281,9 +283,11 @@ class Ladder:
             tries -= 1
             if dtype == mx.float32:
                 # Steps of interior points cost more than a closer start for Newton's.
+                if not tries and Fused.fits(self.program, self.cones):
+                    self.multipliers(again, _FEW_MULTIPLIERS)
                 self.interior(again, self.drifting if tries else self.open_lanes())
             else:
-                self.multipliers(again)
+                self.multipliers(again, self.settings.multiplier_iters)
             best.adopt(again)
             if not self.central:
                 left = self.open_lanes()

@@ -73,7 +73,7 @@ def _plan(entries: Entries, groups: tuple[tuple[str, int], ...]) -> Plan | None:
     linear: np.ndarray = np.concatenate(
         [np.full(rows, kind == "linear", dtype=bool) for kind, rows in groups]
     )
-    touched = full[np.logical_not(linear)].reshape(-1, 3, n).any(axis=1)
+    touched = np.asarray(full[np.logical_not(linear)].reshape(-1, 3, n).any(axis=1))
     shared = touched.sum(axis=0) > _OFTEN
     inner = np.flatnonzero(np.logical_not(shared))
     if _WORTH * shared.sum() > n or not inner.size:
@@ -85,7 +85,7 @@ def _plan(entries: Entries, groups: tuple[tuple[str, int], ...]) -> Plan | None:
         return None
     # Variables in the order of their blocks, each block in a column of (w, g).
     width, count = int(sizes.max()), sizes.size
-    order = np.argsort(block, kind="stable")
+    order: np.ndarray = np.argsort(block, kind="stable")
     first: np.ndarray = np.cumsum(sizes) - sizes
     place = np.empty(inner.size, dtype=np.int64)
     place[order] = np.arange(inner.size) - first[block[order]]
