@@ -222,8 +222,8 @@ def advance(
 def _plain(
     cones: Product, op: Operator, state: State, slack: mx.array | None, steps: int
 ) -> tuple[State, mx.array | None]:
-    """``steps`` iterations, and b - A x after them, given that before them, if it is of use."""
-    if op.fused is not None or slack is None:
+    """``steps`` iterations, and b - A x after them, given that before; None if steps are fused."""
+    if slack is None:
         assert op.fused is not None
         return op.fused.advance(op.program, state, op.alpha, steps), None
     for _ in range(steps):
