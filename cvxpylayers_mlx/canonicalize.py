@@ -58,6 +58,8 @@ def _not_dpp(problem: Any, gp: bool) -> str:
         fault = f"It is not {rule}, whatever its parameters"
         fault += "" if gp or not problem.is_dgp() else ". It is log-log convex: pass gp=True"
         culprits = [part for part in parts if not getattr(part, follows)()]
+        if any(QuadForm in part.atoms() and part.parameters() for part in culprits):
+            fault += ". A parameter P of quad_form(x, P) has to be declared PSD=True"
     else:
         fault = (
             "Its parameters enter in a way that is convex, but not DPP: a product of two "

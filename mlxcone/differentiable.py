@@ -119,13 +119,15 @@ def _placeholder(lanes: int, n: int, m: int, smooth_rows: int | None) -> tuple[m
     return (*plain, *map(like, smooth), like((lanes,), mx.bool_))
 
 
-def _check(outcome: Outcome, settings: Settings) -> None:
+def _check(program: Program, outcome: Outcome, settings: Settings) -> None:
     if settings.on_failure != "raise":
         return
     codes: Any = outcome.status.tolist()
     failed = {lane: Status(code) for lane, code in enumerate(codes) if code <= 0}
     if failed:
-        raise SolverError(failed)
+        bad: Any = problem.not_finite(program).tolist()
+        faults = {lane: "P is not positive semidefinite" for lane in failed if not bad[lane]}
+        raise SolverError(failed, faults)
 
 
 class Cache:
@@ -182,7 +184,7 @@ def custom(
             outcome = unrolled.run(program, product, *how)
         else:
             outcome = ladder.run(program, product, *how, repeated)
-        _check(outcome, settings)
+        _check(program, outcome, settings)
         return *_flat(outcome), *_smoothed(program, product, settings, outcome, deadline)
 
     solve = mx.custom_function(forward)

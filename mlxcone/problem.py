@@ -140,7 +140,10 @@ def validate(P: Any, q: Any, A: Any, b: Any, rows: int) -> Arguments:
         raise ValueError(f"A: expected shape (m, n) or (B, m, n), got {A.shape}")
     m, n = A.shape[-2:]
     if m != rows:
-        raise ValueError(f"A: expected {rows} rows, the sum of the cones, got shape {A.shape}")
+        raise ValueError(
+            f"A: expected {rows} rows, the sum of the cones (a semidefinite one of order k has "
+            f"k (k + 1) / 2), got shape {A.shape}"
+        )
     expected: dict[str, tuple[mx.array, tuple[int, ...]]] = {"q": (q, (n,)), "b": (b, (m,))}
     if P is not None:
         expected["P"] = (P, (n, n))

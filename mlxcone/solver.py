@@ -91,7 +91,7 @@ class Solver:
         pattern: of A, as for `solve`.
 
     Raises:
-        ValueError, TypeError: as `solve`, from the first call of `Solver.solve` at the latest.
+        ValueError, TypeError: as `solve`; a P that is not symmetric at the first `Solver.solve`.
     """
 
     def __init__(
@@ -115,6 +115,8 @@ class Solver:
                 "Solver: A is sparse and too large to factor; mlxcone.solve takes it"
             )
         P, A = None if P is None else problem.as_array("P", P), problem.as_array("A", A)
+        q, b = (mx.zeros(A.shape[axis : axis + 1 or None]) for axis in (-1, -2))
+        problem.validate(P, q, A, b, self.cones.rows)
         # A factor made for one P and A must not meet another, even if this is interrupted or a
         # thread comes between: they change in one assignment, and functions go with their cache.
         functions = functools.lru_cache(functools.partial(custom, cache=Cache()))

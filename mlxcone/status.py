@@ -54,16 +54,16 @@ _MESSAGES = {
 class SolverError(RuntimeError):
     """Some lanes have no solution; ``statuses`` maps lane to `Status`.
 
-    ``faults`` are what is known of the data of a lane that FAILED.
+    ``faults`` maps lanes that FAILED to what is known of their data.
     """
 
     def __init__(
         self, statuses: dict[int, Status], faults: Mapping[int, str] | None = None
     ) -> None:
-        self.statuses = statuses
+        self.statuses, self.faults = statuses, dict(faults or {})
         shown = []
         for lane, status in list(statuses.items())[:5]:
-            fault = (faults or {}).get(lane) if status == Status.FAILED else None
+            fault = self.faults.get(lane) if status == Status.FAILED else None
             shown.append(f"lane {lane}: {status.name} ({fault or status.message})")
         more = f", and {len(statuses) - 5} more" if len(statuses) > 5 else ""
         super().__init__(

@@ -219,3 +219,35 @@ def test_lists_of_the_wrong_things() -> None:
         layer(POINT, solver_args="eps")  # type: ignore[arg-type]
     with pytest.raises(TypeError, match="parameter 0: expected a real array, got None"):
         layer(None)  # type: ignore[arg-type]
+
+
+def test_a_P_that_is_not_semidefinite_is_told_from_other_faults() -> None:
+    P = mx.array([[[1.0, 0.0], [0.0, 1.0]], [[1.0, 0.0], [0.0, -1.0]]])
+    q, A, b = mx.ones((2, 2)), mx.eye(2), mx.ones((2,))
+    with pytest.raises(mlxcone.SolverError, match=r"lane 1: FAILED \(P is not positive semi"):
+        mlxcone.solve(P, q, A, b, {"l": 2}, on_failure="raise")
+    x, Q = cp.Variable(2), cp.Parameter((2, 2), PSD=True)
+    layer = CvxpyLayer(cp.Problem(cp.Minimize(cp.quad_form(x, Q)), [x >= 1]), [Q], [x])
+    with pytest.raises(mlxcone.SolverError, match=r"lane 1: FAILED \(P is not positive semi"):
+        layer(P)
+
+
+def test_a_quadratic_form_wants_its_parameter_declared() -> None:
+    x, Q = cp.Variable(2), cp.Parameter((2, 2), symmetric=True)
+    problem = cp.Problem(cp.Minimize(cp.quad_form(x, Q)), [x >= 1])
+    with pytest.raises(ValueError, match="has to be declared PSD=True"):
+        CvxpyLayer(problem, [Q], [x])
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"cones": {"l": 3}}, "A: expected 3 rows"),
+        ({"P": np.eye(3)}, r"P: expected shape \(2, 2\)"),
+        ({"A": np.ones(2)}, "A: expected shape"),
+    ],
+)
+def test_a_solver_is_looked_at_when_it_is_made(change: dict[str, Any], message: str) -> None:
+    given = {"P": np.eye(2), "A": np.eye(2), "cones": {"l": 2}} | change
+    with pytest.raises(ValueError, match=message):
+        mlxcone.Solver(given["P"], given["A"], given["cones"])

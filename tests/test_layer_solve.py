@@ -171,10 +171,11 @@ def test_a_warm_layer_takes_any_batch() -> None:
     np.testing.assert_allclose(np.array(mapped), expected, atol=1e-6)
 
 
-def test_what_is_no_warm_start() -> None:
-    with pytest.raises(ValueError, match="warm_start"):
-        layer_of(box_projection())(
-            mx.ones((3,)), mx.array(1.0), solver_args={"warm_start": (mx.ones((3,)),)}
+@pytest.mark.parametrize("kind", ["yes", (), 1.0])
+def test_what_is_no_warm_start(kind: Any) -> None:
+    with pytest.raises(ValueError, match=r"warm_start: a layer takes True.* got .* type"):
+        layer_of(box_projection()).solve(
+            mx.ones((3,)), mx.array(1.0), solver_args={"warm_start": kind}
         )
 
 

@@ -108,6 +108,16 @@ def test_transforms(rng: np.random.Generator) -> None:
     np.testing.assert_allclose(np.array(slope), 0.0, atol=1e-9)  # a shift changes nothing
 
 
+def test_zeros_and_limits_are_exact(rng: np.random.Generator) -> None:
+    v = mx.array(rng.standard_normal((40, N)).astype(np.float32))
+    for layer in (cones.Sparsemax(N), cones.Simplex(N, total=2.0)):
+        found = np.array(layer(v))
+        assert (found >= 0).all() and (found == 0).sum() > 40
+    chosen = np.array(cones.SoftTopK(N, 2, temperature=0.2)(v))
+    assert (chosen >= 0).all() and (chosen <= 1).all()
+    assert (chosen == 0).sum() > 40 and (chosen == 1).sum() > 20
+
+
 def test_semidefinite(rng: np.random.Generator) -> None:
     layer, v = cones.Semidefinite(4), rng.standard_normal((3, 4, 4))
 

@@ -12,6 +12,7 @@ import numpy as np
 from mlxcone.devices import on_cpu
 from mlxcone.gather import gather
 from mlxcone.nn import checks
+from mlxcone.solution import Solution
 from mlxcone.solver import Solver
 
 
@@ -60,7 +61,11 @@ class Projection(nn.Module):
         q = mx.pad(-v.reshape(lanes, self._count), [(0, 0), (0, self._extra)])
         # Of the input's dtype: a float64 level would make the answer float64.
         level = mx.array(self._level, dtype=mx.float64).astype(v.dtype)
-        return self._solver.solve(q, level).x[:, : self._count].reshape(v.shape)
+        return self._nearest(self._solver.solve(q, level)).reshape(v.shape)
+
+    def _nearest(self, found: Solution) -> mx.array:
+        """X of a solution, (lanes, size)."""
+        return found.x[:, : self._count]
 
 
 class Simplex(Projection):
@@ -77,6 +82,10 @@ class Simplex(Projection):
         A = np.vstack([np.ones((1, n)), -np.eye(n)]).astype(np.float32)
         b = np.concatenate([[checks.positive("total", total)], np.zeros(n)])
         super().__init__(n, A, b, {"z": 1, "l": n}, **settings)
+
+    def _nearest(self, found: Solution) -> mx.array:
+        # Slacks are in their cone to the last bit: zeros are zeros.
+        return found.s[:, 1:]
 
 
 class BoxSimplex(Projection):
@@ -104,6 +113,13 @@ class BoxSimplex(Projection):
         A = np.vstack([np.ones((1, n)), np.eye(n), -np.eye(n)]).astype(np.float32)
         b = np.concatenate([[total], np.full(n, upper), np.full(n, -lower)])
         super().__init__(n, A, b, {"z": 1, "l": 2 * n}, **settings)
+        self._limits = float(lower), float(upper)
+
+    def _nearest(self, found: Solution) -> mx.array:
+        # As exact as slacks are, at either end.
+        below, above = mx.split(found.s[:, 1:], 2, axis=1)
+        lower, upper = self._limits
+        return mx.where(above <= below, lower + above, upper - below)
 
 
 class L1Ball(Projection):
