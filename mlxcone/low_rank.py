@@ -111,16 +111,13 @@ def factor(
 
 
 def _core(gram: mx.array, positive: int) -> tuple[mx.array, mx.array]:
-    """(S + gram)^-1, S = diag(1, -1) with so many ones, and whether there is one, (B,).
+    """(S + gram)^-1, S = diag(1, -1) with so many ones, one at least; and where there is one, (B,).
 
     Its Schur complement on the others is minus a positive definite matrix, as the whole is one.
     """
     k, eye = positive, mx.eye(gram.shape[-1], dtype=gram.dtype)
     if k == gram.shape[-1]:
         return spd_inverse(eye + gram)
-    if not k:
-        inverse, ok = spd_inverse(eye - gram)
-        return -inverse, ok
     first, ok = spd_inverse(eye[:k, :k] + gram[..., :k, :k])
     off = gram[..., k:, :k]
     turned = off @ first
