@@ -81,16 +81,7 @@ class Native:
             return last if last is not None and last[0].shape[:-1] == batch else None
         if warm is None or warm is False:
             return None
-        start = getattr(warm, "canonical", warm)
-        if not isinstance(start, (tuple, list)) or len(start) not in (
-            3,
-            len(mlxcone.Solution._fields),
-        ):
-            raise ValueError(
-                "warm_start: a layer takes True, what its solve(...) returned, or (x, y, s) of its "
-                f"cone program, got a value of type {type(warm).__name__}"
-            )
-        return start
+        return getattr(warm, "canonical", warm)
 
 
 def _check(status: mx.array) -> None:

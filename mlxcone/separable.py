@@ -19,7 +19,6 @@ from mlxcone._linalg import spd_inverse
 from mlxcone.cones import spectral3
 from mlxcone.cones.base import Spectral
 from mlxcone.cones.exponential import Exponential
-from mlxcone.cones.linear import Linear
 from mlxcone.cones.power import Power
 from mlxcone.cones.product import Product
 from mlxcone.gather import gather
@@ -36,16 +35,13 @@ class Plan(NamedTuple):
 
     ``border`` (b,) are the shared variables, ``columns`` (w, g) those of each block, -1 where it
     has fewer than w, and ``back`` (n,) where each variable is in both, one after the other.
-    ``cones`` holds, for each group of cones of three rows, its number among the groups and its
-    first row; ``members`` (g, k) are the cones of each block, counted through these groups, -1
-    where it has fewer than k; ``single`` (n, k) are the other rows that have an entry in a block,
-    by its column, likewise.
+    ``members`` (g, k) are the cones of each block, -1 where it has fewer than k; ``single`` (n, k)
+    are the linear rows that have an entry in a block, by its column, likewise.
     """
 
     border: np.ndarray
     columns: np.ndarray
     back: np.ndarray
-    cones: tuple[tuple[int, int], ...]
     members: np.ndarray
     single: np.ndarray
 
@@ -55,30 +51,28 @@ def plan(program: Program, cones: Product) -> Plan | None:
     entries, flat = program.A.sparsity.entries, program.P is None or program.diagonal is not None
     if entries is None or program.A.matrix.ndim == 3 or not flat:
         return None
-    kinds = [
-        "linear" if isinstance(g, Linear) else "three" if isinstance(g, Exponential | Power) else ""
-        for g in cones.groups
-    ]
-    if "three" not in kinds or "" in kinds:
+    groups = _groups(cones)
+    if not groups or not all(isinstance(cones.groups[k], Exponential | Power) for k in groups):
         return None
-    sizes = (g.rows for g in cones.groups)
-    return _plan(entries, tuple(zip(kinds, sizes, strict=True)))
+    return _plan(entries, cones.linear)
+
+
+def _groups(cones: Product) -> range:
+    """Numbers of the groups after the linear rows."""
+    return range(1 if cones.linear else 0, len(cones.groups))
 
 
 @functools.lru_cache(maxsize=256)
-def _plan(entries: Entries, groups: tuple[tuple[str, int], ...]) -> Plan | None:
-    full, n = entries.full, entries.full.shape[1]
-    starts = np.cumsum([0, *(rows for _, rows in groups)])
-    threes = tuple((k, int(starts[k])) for k, (kind, _) in enumerate(groups) if kind == "three")
-    linear: np.ndarray = np.concatenate(
-        [np.full(rows, kind == "linear", dtype=bool) for kind, rows in groups]
-    )
-    touched = np.asarray(full[np.logical_not(linear)].reshape(-1, 3, n).any(axis=1))
+def _plan(entries: Entries, linear: int) -> Plan | None:
+    """For cones after so many linear rows."""
+    full = entries.full
+    n = full.shape[1]
+    touched = np.asarray(full[linear:].reshape(-1, 3, n).any(axis=1))
     shared = touched.sum(axis=0) > _OFTEN
     inner = np.flatnonzero(np.logical_not(shared))
     if _WORTH * shared.sum() > n or not inner.size:
         return None
-    beside, touched = full[linear][:, inner], touched[:, inner]
+    beside, touched = full[:linear, inner], touched[:, inner]
     block = _connected(touched)
     sizes = np.bincount(block)
     if sizes.max() > _WIDEST or beside.sum(axis=1).max(initial=0) > 1:
@@ -94,10 +88,9 @@ def _plan(entries: Entries, groups: tuple[tuple[str, int], ...]) -> Plan | None:
     back[inner] = place * count + block
     back[shared] = width * count + np.arange(n - inner.size)
     owner = np.where(touched.any(axis=1), block[touched.argmax(axis=1)], -1)
-    alone = np.full(full.shape[0], -1)
-    alone[linear] = np.where(beside.any(axis=1), inner[beside.argmax(axis=1)], -1)
+    alone = np.where(beside.any(axis=1), inner[beside.argmax(axis=1)], -1)
     members, single = _listed(owner, count), _listed(alone, n)
-    return Plan(np.flatnonzero(shared), columns, back, threes, members, single)
+    return Plan(np.flatnonzero(shared), columns, back, members, single)
 
 
 def _connected(touched: np.ndarray) -> np.ndarray:
@@ -192,10 +185,10 @@ def factor(
 ) -> Separable:
     """For W = function(D)."""
     A, n = program.A.matrix, program.n
-    weights = function(atoms[0].eigenvalues) if plan.cones[0][0] else None  # of linear rows
     diagonal = mx.full((1, n), sigma, dtype=A.dtype)
     diagonal = diagonal if program.diagonal is None else diagonal + program.diagonal
-    if weights is not None:
+    if plan.single.size:
+        weights = cones.weights(atoms, function, cones.linear)
         for rows in plan.single.T:
             entries = mx.square(_entries(A, rows, np.arange(n)))
             diagonal = diagonal + entries * gather(weights, mx.array(np.maximum(rows, 0)))
@@ -264,15 +257,12 @@ def _blocks(
     sums: list[list[mx.array]] = [
         [mx.zeros((1, count), dtype=A.dtype)] * (j + 1) for j in range(width)
     ]
-    halves = [spectral3.rotated(atoms[k], function) for k, _ in plan.cones]
+    halves = [spectral3.rotated(atoms[k], function) for k in _groups(cones)]
     half = mx.concatenate(halves, axis=-1) if len(halves) > 1 else halves[0]
-    firsts = np.concatenate(
-        [start + 3 * np.arange(cones.groups[k].count) for k, start in plan.cones]
-    )
     for members in plan.members.T:
-        first = np.where(members >= 0, firsts[np.maximum(members, 0)], -1)
+        first = np.where(members >= 0, cones.linear + 3 * members, -1)
         own = half
-        if members.size != firsts.size or (members != np.arange(firsts.size)).any():
+        if not np.array_equal(members, np.arange(half.shape[-1])):
             own = gather(half, mx.array(np.maximum(members, 0)))
         turned = []
         for column in plan.columns:

@@ -193,7 +193,8 @@ def _warm(start: Any, args: problem.Arguments, product: Product) -> list[mx.arra
     if not isinstance(start, (tuple, list)) or len(start) not in (3, len(Solution._fields)):
         kind = type(start).__name__
         raise ValueError(
-            f"warm_start: expected a Solution or (x, y, s), got a value of type {kind}"
+            "warm_start: expected a Solution or (x, y, s), for a layer True or what its "
+            f"solve(...) returned, got a value of type {kind}"
         )
     out = []
     for name, value, size in zip("xys", start, (n, m, m), strict=False):

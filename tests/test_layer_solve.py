@@ -173,7 +173,7 @@ def test_a_warm_layer_takes_any_batch() -> None:
 
 @pytest.mark.parametrize("kind", ["yes", (), 1.0])
 def test_what_is_no_warm_start(kind: Any) -> None:
-    with pytest.raises(ValueError, match=r"warm_start: a layer takes True.* got .* type"):
+    with pytest.raises(ValueError, match=r"warm_start: .* for a layer True .*, got .* type"):
         layer_of(box_projection()).solve(
             mx.ones((3,)), mx.array(1.0), solver_args={"warm_start": kind}
         )
