@@ -9,6 +9,7 @@ import mlx.core as mx
 import numpy as np
 
 from mlxcone.gather import gather
+from mlxcone.keyed import Keyed
 from mlxcone.pairs import Pairs
 
 # Row, column and length of a run of rows with one entry each, in as many columns one by one.
@@ -43,7 +44,7 @@ def padded(v: mx.array, before: int, size: int) -> mx.array:
     return mx.pad(v, [(0, 0), (before, size - before - v.shape[1])])
 
 
-class Columns:
+class Columns(Keyed):
     """The rows in which each column of a sparse matrix has its entries.
 
     Args:
@@ -54,14 +55,8 @@ class Columns:
         self.rows = rows
         self._key = rows.shape, rows.tobytes()
 
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, Columns) and self._key == other._key
 
-    def __hash__(self) -> int:
-        return hash(self._key)
-
-
-class Entries:
+class Entries(Keyed):
     """Where a matrix has entries.
 
     Args:
@@ -77,12 +72,6 @@ class Entries:
         shape, packed = self._key
         bits = np.unpackbits(np.frombuffer(packed, dtype=np.uint8), count=shape[0] * shape[1])
         return bits.reshape(shape).astype(bool)
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, Entries) and self._key == other._key
-
-    def __hash__(self) -> int:
-        return hash(self._key)
 
 
 class Sparsity(NamedTuple):

@@ -5,6 +5,8 @@ from __future__ import annotations
 import mlx.core as mx
 import numpy as np
 
+from mlxcone.keyed import Keyed
+
 _COST = 500  # multiplications of a dense product that take as long as one pair
 _LEAST = 32  # rows of a matrix worth looking at
 
@@ -13,7 +15,7 @@ def _pay(pairs: int, rows: int, n: int) -> bool:
     return _COST * pairs <= rows * n * n
 
 
-class Pairs:
+class Pairs(Keyed):
     """Pairs of entries of a matrix (m, n) that stand in one row.
 
     Args:
@@ -44,12 +46,6 @@ class Pairs:
         left = column[first[rows] + np.arange(rows.size) - np.repeat(begins, place + 1)]
         rows, left, right = (v.astype(np.int64) for v in (rows, left, right))
         return cls(rows, left, right, (m, n))
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, Pairs) and self._key == other._key
-
-    def __hash__(self) -> int:
-        return hash(self._key)
 
     def pay(self, rows: int) -> bool:
         """Whether they are less work than that many rows of the matrix as a dense one."""

@@ -25,6 +25,7 @@ LEVELS: dict[str, tuple[int, int]] = {
     "mlxcone.status": (0, 0),
     "mlxcone.lanes": (0, 0),
     "mlxcone.gather": (0, 0),
+    "mlxcone.keyed": (0, 0),
     "mlxcone.repeated": (0, 0),
     "mlxcone.solution": (0, 1),
     "mlxcone.cones.base": (1, 0),
