@@ -23,8 +23,9 @@ from mlxcone.cones.product import Product
 from mlxcone.derivative import Accuracy, Anchor, Gradients
 from mlxcone.devices import iterations, on_cpu
 from mlxcone.equilibrate import Scaling
-from mlxcone.ladder import Outcome, Setup
+from mlxcone.ladder import Setup
 from mlxcone.operators import Rectangular, Sparsity
+from mlxcone.outcomes import Outcome
 from mlxcone.problem import Program
 from mlxcone.repeated import Repeated
 from mlxcone.settings import Settings

@@ -7,13 +7,23 @@ from typing import Any, NamedTuple
 
 import mlx.core as mx
 
-from mlxcone import admm, certificates, equilibrate, lanes, loop, residuals, splitting_factor
+from mlxcone import (
+    admm,
+    certificates,
+    equilibrate,
+    lanes,
+    loop,
+    outcomes,
+    residuals,
+    splitting_factor,
+)
 from mlxcone.admm import Fused
 from mlxcone.certificates import Certificate
 from mlxcone.cones.product import Product
 from mlxcone.devices import on_cpu
 from mlxcone.equilibrate import Scaling
 from mlxcone.loop import Loop, Splitting
+from mlxcone.outcomes import Outcome
 from mlxcone.problem import Program, unusable
 from mlxcone.refine import Refinement, met
 from mlxcone.repeated import EAGER, Calls, Repeated
@@ -25,7 +35,8 @@ from mlxcone.status import Status
 
 _FIRST_BUDGET = 400  # float32 iterations before refinement takes over whatever is left
 _COSTLY_BUDGET = 150  # the same where projections take longer than a step of interior points
-_FIRST_STEPS = 5  # Newton steps of the first try
+_SHORT = 25, 50  # iterations before Newton's method is tried for the first and second time
+_FIRST_STEPS = 8  # Newton steps of these tries, and of the one after them
 _TRIES = 2  # in float32, after the first
 _SOONER = 5.0  # factor of the handover where projections are costly
 _TIGHTER = 0.05  # each further try begins at a residual smaller by this
@@ -33,25 +44,6 @@ _FEW_MULTIPLIERS = 40  # rounds where programs are so small that they take less 
 _CERTIFICATE_ITERS = 60
 _DRIFT = 1e-3  # of a ray that is worth a look for a certificate, beside its value
 _HOPELESS = 1e4  # a warm start with residuals this much larger than zero's is none
-
-
-class Outcome(NamedTuple):
-    """Everything a solve knows, per lane, float64, original units, rows in internal order.
-
-    x (B, n); y, s (B, m); status, iterations, factorizations int32 (B,); residuals (B,); the
-    scaling with every lane in it.
-    """
-
-    x: mx.array
-    y: mx.array
-    s: mx.array
-    status: mx.array
-    iterations: mx.array
-    factorizations: mx.array
-    primal_residual: mx.array
-    dual_residual: mx.array
-    gap: mx.array
-    scaling: Scaling
 
 
 class Setup(NamedTuple):
@@ -95,6 +87,7 @@ class Ladder:
         )
         self.status: list[Status | None] = [None] * program.lanes
         self.drifting: list[int] = []
+        self.unready: set[int] = set()  # lanes that the last splitting left for its budget
         self.certificates: dict[int, tuple[Status, Certificate, int]] = {}
 
     @property
@@ -128,41 +121,37 @@ class Ladder:
         return mx.maximum(result.primal, result.dual)[:, None]
 
     def _split(
-        self, work: Splitting, dtype: mx.Dtype, handover: float, drift_ends: bool = True
+        self,
+        work: Splitting,
+        dtype: mx.Dtype,
+        handover: float,
+        drift_ends: bool = True,
+        some: list[int] | None = None,
+        at_most: int | None = None,
     ) -> Splitting:
-        """Splitting on the open lanes that have iterations left.
+        """Splitting on ``some``, or all, of the open lanes that have iterations left.
 
         In float32 a lane has a first budget in all, in float64 five times what it has spent.
         """
         spent: Any = work.iterations.tolist()
-        most = self.settings.max_iters
-        first = min(_FIRST_BUDGET if self.cones.symmetric else _COSTLY_BUDGET, most)
-        limit = first if dtype == mx.float32 else most
-        which = [k for k in self.open_lanes() if spent[k] < limit]
-        if which:
-            least, largest = min(spent[k] for k in which), max(spent[k] for k in which)
-            wanted = first - least if dtype == mx.float32 else 4 * max(first, largest)
-            how = dtype, self.device, handover, drift_ends
-            work = self.split(work, which, min(wanted, most - largest), how)
-            drifting: Any = work.drifts.tolist()
-            self.drifting = [k for k in which if drifting[k]]
-        return work
-
-    def split(
-        self,
-        work: Splitting,
-        which: list[int],
-        budget: int,
-        how: tuple[mx.Dtype, mx.Device, float, bool],
-    ) -> Splitting:
-        """Splitting on some lanes; ``how`` is the `Loop`'s dtype to drift_ends."""
+        most, self.unready = self.settings.max_iters, set()
+        budget = min(_FIRST_BUDGET if self.cones.symmetric else _COSTLY_BUDGET, most)
+        limit = budget if dtype == mx.float32 else most
+        which = [k for k in some or self.open_lanes() if spent[k] < limit]
+        if not which:
+            return work
+        least, largest = min(spent[k] for k in which), max(spent[k] for k in which)
+        wanted = budget - least if dtype == mx.float32 else 4 * max(budget, largest)
         chosen = lanes.some(which, self.program.lanes)
         local = Loop(
             self.program if chosen is None else self.program.take(chosen),
             self.scaling if chosen is None else self.scaling.take(chosen),
             self.cones,
             self.settings,
-            *how,
+            dtype,
+            self.device,
+            handover,
+            drift_ends,
             self.calls,
         )
         part = lanes.take(work, chosen)
@@ -170,8 +159,15 @@ class Ladder:
         fresh = bool(mx.all(part.scale == first_scale).item())
         first = self.setup.factor if fresh else None
         first = first if first is None or chosen is None else first.take(chosen)
-        part = local.run(part, first, budget, self.report.of(chosen), self.deadline)
-        return Splitting(*(lanes.put(a, chosen, v) for a, v in zip(work, part, strict=True)))
+        steps, report = min(wanted, most - largest), self.report.of(chosen)
+        steps = min(steps, at_most or steps)
+        part = local.run(part, first, steps, report, self.deadline)
+        work = Splitting(*(lanes.put(a, chosen, v) for a, v in zip(work, part, strict=True)))
+        drifting: Any = work.drifts.tolist()
+        self.drifting = [k for k in which if drifting[k]]
+        # Lanes beyond these are padding.
+        self.unready = {which[k] for k in local.unready if k < len(which)}
+        return work
 
     def certify(
         self, infeasible: list[int], unbounded: list[int], dx: mx.array, dy: mx.array
@@ -210,9 +206,9 @@ class Ladder:
         if self.cones.symmetric or not self.central:
             self.certify(self.drifting, self.drifting, work.dx, work.dy)
 
-    def newton(self, refinement: Refinement, steps: int) -> None:
-        """Newton on every open lane."""
-        which = self.open_lanes()
+    def newton(self, refinement: Refinement, steps: int, some: list[int] | None = None) -> None:
+        """Newton on some open lanes, or all of them."""
+        which = some or self.open_lanes()
         if which and self.settings.refine:
             self.report.rung("newton", which)
             refinement.newton(which, steps)
@@ -264,12 +260,7 @@ class Ladder:
         """Climb."""
         handover = self.settings.handover if self.settings.refine else 0.0
         handover *= 1.0 if self.cones.symmetric else _SOONER
-        # A first, short try of Newton: most lanes need no more.
-        work = self._split(self.start(warm), mx.float32, handover)
-        best = self._refinement(work)
-        self.newton(best, min(_FIRST_STEPS, self.settings.newton_iters))
-        self._certify_drifting(work)
-        self.interior(best, self.drifting)
+        work, best = self._first_tries(self.start(warm), handover)
         dtype, tries, drift_ends = mx.float32, _TRIES if self.cones.symmetric else 1, True
         while self.open_lanes() and time.monotonic() < self.deadline:
             handover *= _TIGHTER
@@ -301,10 +292,34 @@ class Ladder:
         self._conclude(best, result)
         return self._outcome(work, best, result)
 
-    def _refinement(self, work: Splitting) -> Refinement:
+    def _first_tries(self, work: Splitting, handover: float) -> tuple[Splitting, Refinement]:
+        """Splitting and Newton's method, from which most lanes need no more.
+
+        Newton's steps are often cheaper than iterations, so they do not wait until lanes are ready.
+        """
+        sooner = _SHORT if self.settings.refine and self.settings.newton_iters else ()
+        which, best = self.open_lanes(), None
+        for at_most in (*sooner, self.settings.max_iters):
+            work = self._split(work, mx.float32, handover, some=which, at_most=at_most)
+            again = self._refinement(work, which)
+            self.newton(again, min(_FIRST_STEPS, self.settings.newton_iters), which)
+            self._certify_drifting(work)
+            self.interior(again, self.drifting)
+            if best is None:
+                best = again
+            else:
+                best.adopt(again)
+            which = sorted(self.unready.intersection(self.open_lanes()))
+            if not which:
+                break
+        assert best is not None
+        return work, best
+
+    def _refinement(self, work: Splitting, some: list[int] | None = None) -> Refinement:
         weights = admm.row_weights(work.scale, self.cones)
         x, y, s = admm.split(self.cones, weights, admm.State(work.x, work.w))
-        how = self.settings, x, y, s, self.open_lanes(), self.precision, self.deadline, self.calls
+        which = some or self.open_lanes()
+        how = self.settings, x, y, s, which, self.precision, self.deadline, self.calls
         return Refinement(self.program, self.scaling, self.cones, *how)
 
     def _conclude(self, refinement: Refinement, result: Residuals) -> None:
@@ -392,7 +407,7 @@ def run(
         report.end(outcome.status)
         return outcome
     # The others leave first: what is left computes what it would compute without them.
-    outcome = _failed(program)
+    outcome = outcomes.failed(program)
     if usable:
         chosen = lanes.bucket(usable, total)
         part = program.take(chosen)
@@ -424,24 +439,3 @@ def _climb(
         return Ladder(*how, EAGER, report).run(warm)
     with repeated.solve((program.lanes, program.n, program.m)) as calls:
         return Ladder(*how, calls, report).run(warm)
-
-
-def _failed(program: Program) -> Outcome:
-    """The outcome of lanes that cannot be solved."""
-    total, n, m, dtype = program.lanes, program.n, program.m, program.q.dtype
-    count = mx.zeros((total,), dtype=mx.int32)
-    nothing = mx.full((total,), mx.nan, dtype=dtype)
-    x, y = mx.full((total, n), mx.nan, dtype=dtype), mx.full((total, m), mx.nan, dtype=dtype)
-    one = mx.ones((total, 1), dtype=dtype)
-    return Outcome(
-        x,
-        y,
-        y,
-        count + int(Status.FAILED),
-        count,
-        count,
-        nothing,
-        nothing,
-        nothing,
-        Scaling(mx.ones_like(x), mx.ones_like(y), one, one),
-    )

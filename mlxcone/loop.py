@@ -191,6 +191,8 @@ class Loop:
         handover (float): relative residual at which a lane stops; one that meets eps stops anyway.
         drift_ends (bool): whether one whose drift resembles a certificate stops, too.
         calls (Calls): how its functions are called.
+
+    ``unready`` are the lanes that the last run left because of its budget.
     """
 
     def __init__(
@@ -206,6 +208,7 @@ class Loop:
         calls: Calls,
     ) -> None:
         self.program, self.scaling, self.calls = program, scaling, calls
+        self.unready: list[int] = []
         self.cones, self.settings, self.dtype = cones, settings, dtype
         self.device = device if dtype == mx.float32 else CPU
         self.handover, self.drift_ends = handover, drift_ends
@@ -265,6 +268,8 @@ class Loop:
             over = not left or done >= budget or time.monotonic() >= deadline
             work = self._record(work, live, check, gone + left if over else gone, done)
             if over:
+                at: Any = live.places.tolist()
+                self.unready = [at[k] for k in left]
                 break
             width = live.places.shape[0]
             keep = lanes.bucket(left, width)

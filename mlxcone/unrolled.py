@@ -14,7 +14,8 @@ from mlxcone.admm import State
 from mlxcone.cones.product import Product
 from mlxcone.devices import on_cpu
 from mlxcone.equilibrate import Scaling
-from mlxcone.ladder import Outcome, Setup
+from mlxcone.ladder import Setup
+from mlxcone.outcomes import Outcome
 from mlxcone.problem import Program, not_finite, without
 from mlxcone.residuals import Residuals
 from mlxcone.settings import Settings

@@ -52,6 +52,7 @@ LEVELS: dict[str, tuple[int, int]] = {
     "mlxcone.sparse": (1, 6),
     "mlxcone.sparse_map": (1, 7),
     "mlxcone.equilibrate": (2, 0),
+    "mlxcone.outcomes": (2, 1),
     "mlxcone.anderson": (2, 0),
     "mlxcone.residual_map": (2, 0),
     "mlxcone.residuals": (2, 1),

@@ -169,6 +169,23 @@ def test_lane_alone_takes_the_same_path_as_in_a_batch() -> None:
     assert solution.info.iterations.tolist() == counts
 
 
+def test_newtons_method_does_not_wait_until_lanes_are_ready() -> None:
+    """Projections onto the simplex: splitting alone takes some 100 iterations."""
+    n, rng = 100, np.random.default_rng(0)
+    points = rng.standard_normal((8, n))
+    A = np.concatenate([np.ones((1, n)), -np.eye(n)])
+    b = np.concatenate([np.ones(1), np.zeros(n)])
+    cones = {"z": 1, "l": n}
+    solution = mlxcone.solve(np.eye(n), -points, A, b, cones)
+    assert solution.info.iterations.tolist() == [25] * 8
+    alone = mlxcone.solve(np.eye(n), -points, A, b, cones, refine=False)
+    assert min(alone.info.iterations.tolist()) > 50
+    ordered = -np.sort(-points, axis=1)
+    shifts = (np.cumsum(ordered, axis=1) - 1.0) / np.arange(1, n + 1)
+    shift = shifts[np.arange(8), np.sum(ordered > shifts, axis=1) - 1]
+    np.testing.assert_allclose(solution.x, np.maximum(points - shift[:, None], 0.0), atol=1e-8)
+
+
 def test_order_of_the_lanes_does_not_matter(batch: list[Instance], together: Solution) -> None:
     order = np.random.default_rng(1).permutation(len(batch))
     permuted = mlxcone.solve(*stacked([batch[k] for k in order]), CONES)
