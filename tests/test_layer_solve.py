@@ -106,7 +106,7 @@ def test_solve_under_vmap() -> None:
 @pytest.fixture
 def slow() -> tuple[CvxpyLayer, list[mx.array], list[mx.array]]:
     """A layer that takes many iterations, parameters, and others close by."""
-    listed = PROBLEMS["robust_l1_regression"]
+    listed = PROBLEMS["minimum_l1_norm"]
     values = listed.sample(np.random.default_rng(0))
     near = [v + 1e-4 * np.abs(v) for v in values]
     layer = CvxpyLayer(*listed.build(), solver_args={"handover": 1e-4})
