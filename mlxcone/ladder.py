@@ -35,7 +35,7 @@ from mlxcone.status import Status
 
 _FIRST_BUDGET = 400  # float32 iterations before refinement takes over whatever is left
 _COSTLY_BUDGET = 150  # the same where projections take longer than a step of interior points
-_SHORT = 25, 50  # iterations before Newton's method is tried for the first and second time
+_SHORT = 25, 50  # iterations before the first try of Newton's method, and before the second
 _FIRST_STEPS = 8  # Newton steps of these tries, and of the one after them
 _TRIES = 2  # in float32, after the first
 _SOONER = 5.0  # factor of the handover where projections are costly
@@ -104,6 +104,10 @@ class Ladder:
         """Lanes without a verdict."""
         return [lane for lane, status in enumerate(self.status) if status is None]
 
+    def _chosen(self, some: list[int] | None) -> list[int]:
+        """Some lanes, or all that are open."""
+        return self.open_lanes() if some is None else some
+
     def start(self, warm: tuple[mx.array, mx.array, mx.array] | None) -> Splitting:
         """Zero, or a warm start where it is finite and not far worse than zero."""
         if warm is None:
@@ -137,7 +141,7 @@ class Ladder:
         most, self.unready = self.settings.max_iters, set()
         budget = min(_FIRST_BUDGET if self.cones.symmetric else _COSTLY_BUDGET, most)
         limit = budget if dtype == mx.float32 else most
-        which = [k for k in some or self.open_lanes() if spent[k] < limit]
+        which = [k for k in self._chosen(some) if spent[k] < limit]
         if not which:
             return work
         least, largest = min(spent[k] for k in which), max(spent[k] for k in which)
@@ -159,8 +163,8 @@ class Ladder:
         fresh = bool(mx.all(part.scale == first_scale).item())
         first = self.setup.factor if fresh else None
         first = first if first is None or chosen is None else first.take(chosen)
-        steps, report = min(wanted, most - largest), self.report.of(chosen)
-        steps = min(steps, at_most or steps)
+        steps = min(wanted, most - largest, most if at_most is None else at_most)
+        report = self.report.of(chosen)
         part = local.run(part, first, steps, report, self.deadline)
         work = Splitting(*(lanes.put(a, chosen, v) for a, v in zip(work, part, strict=True)))
         drifting: Any = work.drifts.tolist()
@@ -208,7 +212,7 @@ class Ladder:
 
     def newton(self, refinement: Refinement, steps: int, some: list[int] | None = None) -> None:
         """Newton on some open lanes, or all of them."""
-        which = some or self.open_lanes()
+        which = self._chosen(some)
         if which and self.settings.refine:
             self.report.rung("newton", which)
             refinement.newton(which, steps)
@@ -318,7 +322,7 @@ class Ladder:
     def _refinement(self, work: Splitting, some: list[int] | None = None) -> Refinement:
         weights = admm.row_weights(work.scale, self.cones)
         x, y, s = admm.split(self.cones, weights, admm.State(work.x, work.w))
-        which = some or self.open_lanes()
+        which = self._chosen(some)
         how = self.settings, x, y, s, which, self.precision, self.deadline, self.calls
         return Refinement(self.program, self.scaling, self.cones, *how)
 
