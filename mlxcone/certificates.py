@@ -26,7 +26,8 @@ from mlxcone.residuals import dot, norm
 _ROUNDING = 1e-15  # of a ray, relative to its size
 _LOOSE = 100.0  # eps that the rounding of a drift's own terms may come to
 _SIGN = 1e-12  # of the terms of a value: less may be zero
-_PATIENCE = 24  # rounds without halving the violation; from zero, certificates have taken 17
+# From zero, certificates have taken 17 rounds without halving the violation.
+_EFFORT = multipliers.Effort(patience=24)
 _AIM = 1e-4  # share of eps aimed at: the certificate then hardly depends on where it started
 
 
@@ -130,7 +131,7 @@ def _polished(
 
         part = program.take(chosen)
         start = x[chosen], y[chosen]
-        found, _ = multipliers.solve(part, cones, *start, local, most, deadline, _PATIENCE)
+        found, _ = multipliers.solve(part, cones, *start, local, most, deadline, _EFFORT)
         best = put_tree(best, chosen, found)
     return best
 

@@ -195,6 +195,7 @@ def custom(
         return _pull_back(primals, cotangents, outputs, product, has_P, structure, settings)
 
     @solve.jvp
+    @on_cpu
     def solve_jvp(primals: Any, tangents: Any) -> Any:
         outputs = solve(*primals)
         return _push_forward(primals, tangents, outputs, product, has_P, structure, settings)

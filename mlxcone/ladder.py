@@ -23,6 +23,7 @@ from mlxcone.cones.product import Product
 from mlxcone.devices import on_cpu
 from mlxcone.equilibrate import Scaling
 from mlxcone.loop import Loop, Splitting
+from mlxcone.multipliers import BRIEF, THOROUGH, Effort
 from mlxcone.outcomes import Outcome
 from mlxcone.problem import Program, unusable
 from mlxcone.refine import Refinement, met
@@ -85,6 +86,7 @@ class Ladder:
         self.scaling, self.program = equilibrate.normalize(
             self.setup.matrices, program, settings.normalize
         )
+        self.small = Fused.fits(self.program, cones)
         self.status: list[Status | None] = [None] * program.lanes
         self.drifting: list[int] = []
         self.unready: set[int] = set()  # lanes that the last splitting left for its budget
@@ -238,12 +240,12 @@ class Ladder:
         # point may meet a relative tolerance for its size alone: certificates come first.
         self._settle(refinement, self.settings.loose, Status.SOLVED_INACCURATE, which)
 
-    def multipliers(self, refinement: Refinement, most: int) -> None:
+    def multipliers(self, refinement: Refinement, most: int, effort: Effort = THOROUGH) -> None:
         """Proximal multipliers on every open lane."""
         which = self.open_lanes()
         if which and self.settings.refine:
             self.report.rung("multipliers", which)
-            refinement.multipliers(which, min(most, self.settings.multiplier_iters))
+            refinement.multipliers(which, min(most, self.settings.multiplier_iters), effort)
             # What is left may be as good as its data: rounded numbers often fit no better.
             self._settle(refinement, 2.0 * self.precision)
 
@@ -277,8 +279,8 @@ class Ladder:
             self._certify_drifting(work)
             tries -= 1
             if dtype == mx.float32:
-                # Steps of interior points cost more than a closer start for Newton's.
-                if not tries and Fused.fits(self.program, self.cones):
+                # Steps of interior points cost more.
+                if not tries and self.small:
                     self.multipliers(again, _FEW_MULTIPLIERS)
                 self.interior(again, self.drifting if tries else self.open_lanes())
             else:
@@ -299,14 +301,17 @@ class Ladder:
     def _first_tries(self, work: Splitting, handover: float) -> tuple[Splitting, Refinement]:
         """Splitting and Newton's method, from which most lanes need no more.
 
-        Newton's steps are often cheaper than iterations, so they do not wait until lanes are ready.
+        Newton's steps are often cheaper than iterations, so they do not wait until lanes are ready,
+        and multipliers cheaper than the many iterations that the last lanes need.
         """
-        sooner = _SHORT if self.settings.refine and self.settings.newton_iters else ()
+        settings = self.settings
+        sooner = _SHORT if settings.refine and settings.newton_iters else ()
+        early = bool(sooner) and self.small and settings.multiplier_iters > 0
         which, best = self.open_lanes(), None
-        for at_most in (*sooner, self.settings.max_iters):
+        for at_most in sooner if early else (*sooner, settings.max_iters):
             work = self._split(work, mx.float32, handover, some=which, at_most=at_most)
             again = self._refinement(work, which)
-            self.newton(again, min(_FIRST_STEPS, self.settings.newton_iters), which)
+            self.newton(again, min(_FIRST_STEPS, settings.newton_iters), which)
             self._certify_drifting(work)
             self.interior(again, self.drifting)
             if best is None:
@@ -317,6 +322,10 @@ class Ladder:
             if not which:
                 break
         assert best is not None
+        if early and self.open_lanes():
+            again = self._refinement(work)
+            self.multipliers(again, _FEW_MULTIPLIERS, BRIEF)
+            best.adopt(again)
         return work, best
 
     def _refinement(self, work: Splitting, some: list[int] | None = None) -> Refinement:
@@ -348,21 +357,17 @@ class Ladder:
 
     def _outcome(self, work: Splitting, refinement: Refinement, result: Residuals) -> Outcome:
         kept = refinement.kept
-        x, y, s = self.scaling.unscale(kept.x, kept.y, kept.s)
+        point = self.scaling.unscale(kept.x, kept.y, kept.s)
         for lane, (status, found, position) in self.certificates.items():
-            if self.status[lane] is not status:
-                continue
-            one = mx.array([lane])
-            x = lanes.put(x, one, found.x[position][None])
-            y = lanes.put(y, one, found.y[position][None])
-            s = lanes.put(s, one, found.s[position][None])
+            if self.status[lane] is status:
+                one, ray = mx.array([lane]), (found.x, found.y, found.s)
+                pairs = zip(point, ray, strict=True)
+                point = tuple(lanes.put(v, one, r[position][None]) for v, r in pairs)
         codes = [int(status or Status.INDETERMINATE) for status in self.status]
         total = self.program.lanes
         d, e = (mx.broadcast_to(a, (total, a.shape[1])) for a in self.scaling[:2])
         outcome = Outcome(
-            x,
-            y,
-            s,
+            *point,
             mx.array(codes, dtype=mx.int32),
             work.iterations,
             kept.factorizations,

@@ -10,6 +10,7 @@ import mlx.core as mx
 from mlxcone import interior, kkt, lanes, multipliers, residual_map, residuals
 from mlxcone.cones.product import Product
 from mlxcone.equilibrate import Scaling
+from mlxcone.multipliers import Effort
 from mlxcone.problem import Program
 from mlxcone.repeated import Calls
 from mlxcone.residuals import Residuals
@@ -89,11 +90,16 @@ def _measure(
 
 
 def _judge(
-    program: Program, scaling: Scaling, settings: Settings, x: mx.array, y: mx.array, s: mx.array
+    cones: Product,
+    settings: Settings,
+    program: Program,
+    scaling: Scaling,
+    x: mx.array,
+    y: mx.array,
+    s: mx.array,
 ) -> mx.array:
-    """Violation of (x, y, s) in original units, infinite for NaN."""
-    eps = settings.eps_abs, settings.eps_rel
-    violation = residuals.measure(program, scaling, x, y, s, *eps).violation
+    """Violation of a point, infinite for NaN."""
+    violation = _measure(cones, settings, program, scaling, x, y, s).violation
     return mx.where(mx.isnan(violation), mx.inf, violation)
 
 
@@ -102,7 +108,7 @@ def _place(
 ) -> Place:
     """Where x and z are."""
     y, atoms = cones.linearize(z)
-    return Place(x, z, y, atoms, _judge(program, scaling, settings, x, y, y - z))
+    return Place(x, z, y, atoms, _judge(cones, settings, program, scaling, x, y, y - z))
 
 
 def _advance(
@@ -234,7 +240,7 @@ class Refinement:
         self.newton(which, 3, 0.0)
         return chosen, rays
 
-    def multipliers(self, which: list[int], most: int) -> None:
+    def multipliers(self, which: list[int], most: int, effort: Effort) -> None:
         """Proximal multipliers on some lanes, then Newton to finish."""
         if not which or most == 0:
             return
@@ -250,16 +256,20 @@ class Refinement:
             judge,
             most,
             self.deadline,
+            effort,
+            self.calls,
         )
         self._keep(chosen, *best, count)
         self.newton(which, 3)
 
     def _judge_of(self, chosen: mx.array) -> Any:
         """The judge of points of some of the chosen lanes."""
+        last: list[Any] = [None, None]  # lanes, which stay the same for a while, and their data
 
         def judge(some: mx.array, x: mx.array, y: mx.array, s: mx.array) -> mx.array:
-            at = chosen[some]
-            return _judge(self.program.take(at), self.scaling.take(at), self.settings, x, y, s)
+            if last[0] is not some:
+                last[:] = some, self._taken(chosen[some])
+            return self._call(_judge, *last[1], x, y, s)
 
         return judge
 
@@ -294,5 +304,5 @@ class Refinement:
         self.cleaned = lanes.where_true(large)
         if self.cleaned:
             s = mx.where(large[:, None], self.cones.project(kept.s), kept.s)
-            violation = _judge(self.program, self.scaling, self.settings, kept.x, kept.y, s)
+            violation = self._call(_judge, self.program, self.scaling, kept.x, kept.y, s)
             self.kept = kept._replace(s=s, violation=violation)

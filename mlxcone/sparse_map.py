@@ -73,11 +73,13 @@ def _linear(owner: SparseMap, transposed: bool) -> Any:
         return owner._apply(mx.stop_gradient(p), transposed)
 
     @apply.vjp
+    @on_cpu
     def apply_vjp(primals: Any, cotangents: Any, outputs: Any) -> Any:
         cotangent = cotangents[0] if isinstance(cotangents, (tuple, list)) else cotangents
         return (owner._forward if transposed else owner._backward)(cotangent)
 
     @apply.jvp
+    @on_cpu
     def apply_jvp(primals: Any, tangents: Any) -> Any:
         return apply(tangents[0] if isinstance(tangents, (tuple, list)) else tangents)
 

@@ -136,6 +136,8 @@ def switch_on() -> Callable[[], None]:
             put(mx.array, name, property(_refusing(member.fget)))
         elif callable(member):
             put(mx.array, name, _refusing(member))
+    # What they give is an operation, too, on the stream of the caller whatever is done inside.
+    put(mx.custom_function, "__call__", _refusing(mx.custom_function.__call__))
     real = mx.stream
     put(mx, "stream", lambda stream: _stream(stream, real))
     put(mx, "default_device", _where.now)

@@ -301,7 +301,8 @@ def test_multipliers_give_up_lanes_that_come_no_nearer() -> None:
 
     program = program_of(instances)
     for patience, expected in ((5, 6), (None, 9)):  # the first round is better than nothing
-        _, rounds = multipliers.solve(program, PRODUCT, *start, stuck, 9, FOREVER, patience)
+        effort = multipliers.Effort(patience=patience)
+        _, rounds = multipliers.solve(program, PRODUCT, *start, stuck, 9, FOREVER, effort)
         assert rounds == expected
 
 
