@@ -90,6 +90,13 @@ def _device_stays() -> Iterator[None]:
 
 
 @pytest.fixture
+def on_cpu() -> Iterator[None]:
+    """For tests of what solves do inside, in float64, which exists on the CPU alone."""
+    with mx.stream(mx.cpu):  # type: ignore[arg-type]
+        yield
+
+
+@pytest.fixture
 def device() -> mx.Device:
     """The device under test."""
     return mx.default_device()

@@ -26,11 +26,7 @@ BOXES = {
 }
 every_box = pytest.mark.parametrize("box", BOXES.values(), ids=BOXES.keys())
 
-
-@pytest.fixture(autouse=True)
-def _on_cpu():  # float64 exists nowhere else
-    with mx.stream(mx.cpu):
-        yield
+pytestmark = pytest.mark.usefixtures("on_cpu")
 
 
 def project_dual(box: Box, z: Array, dtype: mx.Dtype = mx.float64) -> Array:

@@ -42,11 +42,7 @@ every_cone = pytest.mark.parametrize(
     ("cone", "scs"), SYMMETRIC + OTHERS, ids=lambda v: type(v).__name__
 )
 
-
-@pytest.fixture(autouse=True)
-def _on_cpu():  # float64 exists nowhere else
-    with mx.stream(mx.cpu):
-        yield
+pytestmark = pytest.mark.usefixtures("on_cpu")
 
 
 def wide(v: Any) -> mx.array:

@@ -165,6 +165,7 @@ def test_several_cones_in_a_group(order: int) -> None:
     np.testing.assert_allclose(projected(group, z), np.hstack(alone), rtol=0, atol=1e-13)
 
 
+@pytest.mark.usefixtures("on_cpu")
 def test_order_2_is_a_turned_second_order_cone() -> None:
     assert Product(Cones(psd=(2, 2))).groups == [Semidefinite2(2)]
     turned, general = Semidefinite2(1), Semidefinite(1, 2)
@@ -509,6 +510,7 @@ def test_third_derivatives_are_refused() -> None:
         mx.eval(mx.grad(second)(wide(probe.z)))
 
 
+@pytest.mark.usefixtures("on_cpu")
 def test_derivatives_at_zero_eigenvalues_are_finite() -> None:
     eigen = positive_part.decompose(wide(np.zeros((1, 1, 3, 3))))
     assert not np.array(positive_part._second_slopes(eigen.values)).any()

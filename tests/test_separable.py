@@ -12,6 +12,8 @@ from mlxcone.operators import Rectangular
 from mlxcone.problem import Program
 from mlxcone.separable import Separable
 
+pytestmark = pytest.mark.usefixtures("on_cpu")
+
 COUNT, LANES = 12, 5
 
 

@@ -186,6 +186,23 @@ def test_newtons_method_does_not_wait_until_lanes_are_ready() -> None:
     np.testing.assert_allclose(solution.x, np.maximum(points - shift[:, None], 0.0), atol=1e-8)
 
 
+def test_the_last_lanes_of_small_programs_go_to_multipliers() -> None:
+    """One of 64 dense quadratic programs takes 275 iterations and more without."""
+    n, m, rng = 10, 20, np.random.default_rng(1)
+    root = rng.normal(size=(64, n, n)) / np.sqrt(n) + 0.5 * np.eye(n)
+    A = rng.normal(size=(64, m, n))
+    inside = 0.3 * (A @ rng.normal(size=(64, n, 1)))[..., 0]
+    b = inside + rng.uniform(0.1, 1.0, size=(64, m))
+    data = root.transpose(0, 2, 1) @ root, rng.normal(size=(64, n)), A, b
+    with_them = mlxcone.solve(*data, {"l": m})
+    without = mlxcone.solve(*data, {"l": m}, multiplier_iters=0)
+    assert max(with_them.info.iterations.tolist()) == 75
+    assert max(without.info.iterations.tolist()) > 150
+    for lane in range(64):
+        own = [v[lane] for v in data]
+        assert verify_solution(*own, {"l": m}, *numpy_of(with_them, lane)).worst <= 1e-8
+
+
 def test_order_of_the_lanes_does_not_matter(batch: list[Instance], together: Solution) -> None:
     order = np.random.default_rng(1).permutation(len(batch))
     permuted = mlxcone.solve(*stacked([batch[k] for k in order]), CONES)

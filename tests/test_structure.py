@@ -20,6 +20,8 @@ from mlxcone.splitting_factor import Explicit
 from mlxcone.structure import Structure
 from mlxcone.testing import verify_solution
 
+pytestmark = pytest.mark.usefixtures("on_cpu")
+
 N = 12
 
 
