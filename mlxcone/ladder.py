@@ -314,10 +314,7 @@ class Ladder:
             self.newton(again, min(_FIRST_STEPS, settings.newton_iters), which)
             self._certify_drifting(work)
             self.interior(again, self.drifting)
-            if best is None:
-                best = again
-            else:
-                best.adopt(again)
+            best = again if best is None else best.adopt(again)
             which = sorted(self.unready.intersection(self.open_lanes()))
             if not which:
                 break
@@ -357,17 +354,19 @@ class Ladder:
 
     def _outcome(self, work: Splitting, refinement: Refinement, result: Residuals) -> Outcome:
         kept = refinement.kept
-        point = self.scaling.unscale(kept.x, kept.y, kept.s)
+        x, y, s = self.scaling.unscale(kept.x, kept.y, kept.s)
         for lane, (status, found, position) in self.certificates.items():
             if self.status[lane] is status:
                 one, ray = mx.array([lane]), (found.x, found.y, found.s)
-                pairs = zip(point, ray, strict=True)
-                point = tuple(lanes.put(v, one, r[position][None]) for v, r in pairs)
+                pairs = zip((x, y, s), ray, strict=True)
+                x, y, s = (lanes.put(v, one, r[position][None]) for v, r in pairs)
         codes = [int(status or Status.INDETERMINATE) for status in self.status]
         total = self.program.lanes
         d, e = (mx.broadcast_to(a, (total, a.shape[1])) for a in self.scaling[:2])
         outcome = Outcome(
-            *point,
+            x,
+            y,
+            s,
             mx.array(codes, dtype=mx.int32),
             work.iterations,
             kept.factorizations,

@@ -187,10 +187,11 @@ class Refinement:
             return lanes.where_true(self.kept.violation <= 1.0)
         return lanes.where_true(met(self.measure(), self.settings, at_least))
 
-    def adopt(self, other: Refinement) -> None:
-        """Take the lanes in which another refinement of the same program did better."""
+    def adopt(self, other: Refinement) -> Refinement:
+        """This one, with the lanes in which another of the same program did better."""
         kept = self.kept.improved(*other.kept[:4])
         self.kept, self._start = kept.counted(other.kept.factorizations), None
+        return self
 
     def newton(self, which: list[int], steps: int, aim: float = 1.0) -> None:
         """Full Newton steps on some lanes; each stops when its violation is at most ``aim``."""
