@@ -154,8 +154,7 @@ def _triangles(orders: tuple[int, ...], start: int) -> Array:
 def moreau(case: Case, batch: int) -> Way:
     """Moreau through torch, default settings, on data canonicalized beforehand.
 
-    It gets cone programs for nothing, on its device, and gives gradients in these: less than the
-    others do.
+    It gets cone programs for nothing, and gives gradients in these: less than the others do.
     """
     import moreau as peer
     import moreau.torch as peer_torch
@@ -184,8 +183,7 @@ def moreau(case: Case, batch: int) -> Way:
         power_alphas=list(cones.power),
         psd_dims=list(cones.psd),
     )
-    device = "cuda" if mx.default_device() == mx.Device(mx.DeviceType.gpu) else "cpu"
-    settings = peer.Settings(device=device, batch_size=batch, enable_grad=True)
+    settings = peer.Settings(device="cpu", batch_size=batch, enable_grad=True)
 
     def index(array: Array) -> Any:
         return torch.tensor(array.astype(np.int64))
@@ -201,8 +199,7 @@ def moreau(case: Case, batch: int) -> Way:
         settings,
     )
     P, values, q, b = (
-        torch.tensor(np.array(v), device=device)
-        for v in (data.P, data.A[:, order], data.q, data.b[:, keep])
+        torch.tensor(np.array(v)) for v in (data.P, data.A[:, order], data.q, data.b[:, keep])
     )
 
     def solve(track: bool) -> tuple[Any, list[Any]]:
@@ -211,13 +208,11 @@ def moreau(case: Case, batch: int) -> Way:
 
     def forward() -> Array:
         with torch.no_grad():
-            return data.recover(solve(False)[0].x.cpu().numpy())
+            return data.recover(solve(False)[0].x.numpy())
 
     def both() -> Any:
         found, inputs = solve(True)
         found.x.square().sum().backward()
-        if device == "cuda":
-            torch.cuda.synchronize()
         return [v.grad for v in inputs]
 
     return Way(forward, both)

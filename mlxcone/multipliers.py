@@ -281,7 +281,8 @@ def solve(
     chosen, point = mx.arange(total), start(x, y, effort.penalty)
     # Of the chosen lanes alone, from here on.
     kept, reference, idle = best, infinite, mx.zeros((total,), dtype=mx.int32)
-    for rounds in range(1, most + 1):  # noqa: B007
+    while rounds < most:
+        rounds += 1
         point, y, s = _advance(calls, cones, program, point)
         now = Best(point.x, y, s, judge(chosen, point.x, y, s))
         kept, reference, idle = calls.call(_compared, (), kept, now, reference, idle)

@@ -89,17 +89,9 @@ def _measure(
     return residuals.measure(program, scaling, x, y, s, settings.eps_abs, settings.eps_rel)
 
 
-def _judge(
-    cones: Product,
-    settings: Settings,
-    program: Program,
-    scaling: Scaling,
-    x: mx.array,
-    y: mx.array,
-    s: mx.array,
-) -> mx.array:
-    """Violation of a point, infinite for NaN."""
-    violation = _measure(cones, settings, program, scaling, x, y, s).violation
+def _judge(*point: Any) -> mx.array:
+    """The violation of what `_measure` takes, infinite for NaN."""
+    violation = _measure(*point).violation
     return mx.where(mx.isnan(violation), mx.inf, violation)
 
 

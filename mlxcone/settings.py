@@ -97,7 +97,7 @@ class Settings:
         handover (float): relative residual at which a lane leaves the splitting for Newton; five
             times that with exponential and power cones, whose projections are costly. Newton is
             also tried after 25 iterations, and after 75, and multipliers then, where programs are
-            small and have inequalities alone.
+            small and have linear constraints alone.
         newton_iters (int): Newton steps tried on a lane before proximal multipliers.
         interior_iters (int): interior-point steps for a lane that Newton steps do not finish.
         multiplier_iters (int): factorizations the method of multipliers may spend on a lane.

@@ -104,6 +104,7 @@ def test_the_pretended_gpu_refuses(monkeypatch: pytest.MonkeyPatch) -> None:
         lambda: mx.zeros(2).astype(mx.float64),
         lambda: mx.zeros(2, dtype=mx.float64),
         lambda: mx.linalg.inv(mx.eye(2)),
+        lambda: mx.custom_function(lambda v: v)(wide),
     ]
     monkeypatch.setattr(pretended_gpu, "_JUDGED", {__name__})
     for call in calls:
