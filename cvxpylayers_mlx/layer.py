@@ -124,7 +124,7 @@ class CvxpyLayer:
     def forward(
         self, *params: mx.array, solver_args: Mapping[str, Any] | None = None
     ) -> tuple[mx.array, ...]:
-        """The same as calling the layer."""
+        """The same as calling the layer with these ``params`` and ``solver_args``."""
         return self(*params, solver_args=solver_args)
 
     @on_cpu
@@ -133,8 +133,16 @@ class CvxpyLayer:
     ) -> LayerSolution:
         """Call the layer and learn how the solve went, too.
 
-        Takes and raises what a call does. With ``{"on_failure": "return"}`` or "nan",
-        ``info.status`` tells which problems have a solution.
+        Args:
+            *params (mx.array): as in a call.
+            solver_args (dict): as in a call; with ``{"on_failure": "return"}`` or "nan",
+                ``info.status`` tells which problems have a solution.
+
+        Returns:
+            LayerSolution: the variables, and status, objective and residuals of every problem.
+
+        Raises:
+            ValueError, TypeError, mlxcone.SolverError: as a call.
         """
         checked = parameter_vector.check(params, self._shapes, self._complex)
         form = self._canonical

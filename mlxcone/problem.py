@@ -81,6 +81,10 @@ def _told(value: Any) -> str:
 def as_array(name: str, value: Any) -> mx.array:
     """An mx.array of a float dtype; NumPy float64 and SciPy sparse matrices keep float64.
 
+    Args:
+        name (str): what a message calls it.
+        value: mx.array, NumPy, SciPy sparse or nested lists, of any shape.
+
     Raises:
         TypeError: not numeric, or complex.
     """

@@ -37,18 +37,41 @@ class Watcher:
         _WATCHING.reset(self._token)
 
     def begin(self, lanes: int, n: int, m: int, cones: object) -> None:
-        """A solve begins, of so many lanes with these sizes."""
+        """A solve begins.
+
+        Args:
+            lanes (int): problems of the batch.
+            n (int): variables of each.
+            m (int): rows of A.
+            cones: what the rows are in; prints as one line.
+        """
 
     def check(
         self, iteration: int, lanes: list[int], primal: list[float], dual: list[float]
     ) -> None:
-        """Residuals of some lanes, relative to their tolerance's scale, while they are split."""
+        """Residuals while some lanes are split.
+
+        Args:
+            iteration (int): counted from the beginning of the rung.
+            lanes (list): which ones, by their places in the batch.
+            primal (list): primal residual of each, relative to its tolerance's scale.
+            dual (list): dual residuals, the same.
+        """
 
     def rung(self, name: str, lanes: int) -> None:
-        """A rung of the ladder begins for so many lanes, all that have no verdict yet."""
+        """A rung of the ladder begins.
+
+        Args:
+            name (str): "splitting", "newton", "interior", "multipliers", ...
+            lanes (int): how many have no verdict yet.
+        """
 
     def end(self, statuses: list[int]) -> None:
-        """Every lane has its verdict."""
+        """A solve ends.
+
+        Args:
+            statuses (list): a `Status` code for every lane.
+        """
 
 
 class Table(Watcher):

@@ -63,6 +63,9 @@ _READ: dict[str, Callable[[str, Any], Any]] = {
 class Settings:
     """How a solve runs. Names follow SCS where SCS has the setting.
 
+    Where settings are given by name, to `solve` or in a layer's ``solver_args``, ``eps`` stands for
+    ``eps_abs`` and ``eps_rel``.
+
     Termination (in original units, infinity norm; O'Donoghue 2021, section 5):
 
     Args:
@@ -201,9 +204,11 @@ class Settings:
         return (settings or cls()).override(overrides)
 
     def override(self, overrides: Mapping[str, Any], others: Iterable[str] = ()) -> Settings:
-        """These settings with some replaced; "eps" sets both eps_abs and eps_rel.
+        """These settings with some replaced.
 
-        ``others`` are what a message lists as valid besides.
+        Args:
+            overrides: values by name; "eps" sets both eps_abs and eps_rel.
+            others: what a message lists as valid besides.
 
         Raises:
             ValueError: a name is not a setting (the message lists the valid ones), or its value

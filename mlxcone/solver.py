@@ -124,10 +124,12 @@ class Solver:
 
     @property
     def P(self) -> mx.array | None:
+        """The P of the next solve, None or an array of the shape it was given in."""
         return self._now[0]
 
     @property
     def A(self) -> mx.array:
+        """The A of the next solve, in the shape it was given in."""
         return self._now[1]
 
     @on_cpu
@@ -140,12 +142,32 @@ class Solver:
         return make, (P, A, self.cones, self.settings)
 
     def update(self, *, P: Any = None, A: Any = None) -> None:
-        """Replace P or A (what is None stays); the next solve sets up again."""
+        """Replace P or A; the next solve sets up again.
+
+        Args:
+            P: as for `Solver`; None leaves it as it is.
+            A: the same.
+
+        Raises:
+            ValueError, TypeError: as `Solver`; both stay what they were.
+        """
         self._set(self.P if P is None else P, self.A if A is None else A)
 
     @on_cpu
     def solve(self, q: Any, b: Any, *, warm_start: Any = None) -> Solution:
-        """Solve for q ``(n,)`` or ``(B, n)`` and b ``(m,)`` or ``(B, m)``; as `mlxcone.solve`."""
+        """Solve for some q and b, differentiably in P, A, q and b; as `mlxcone.solve`.
+
+        Args:
+            q: ``(n,)`` or ``(B, n)``.
+            b: ``(m,)`` or ``(B, m)``.
+            warm_start: a previous `Solution` or (x, y, s) of this shape; carries no gradient.
+
+        Returns:
+            Solution: with a batch axis if P, A, q or b has one.
+
+        Raises:
+            ValueError, TypeError, SolverError: as `mlxcone.solve`.
+        """
         P, A, functions = self._now
         how = self.settings, functions, self.pattern
         return _solve(P, q, A, b, self.cones, warm_start, *how)

@@ -73,7 +73,10 @@ class SolverError(RuntimeError):
 
 
 class DerivativeWarning(RuntimeWarning):
-    """The linear system of a derivative was not solved to ``derivative_eps`` in some lanes."""
+    """The linear system of a derivative was not solved to ``derivative_eps`` in some lanes.
+
+    ``residuals`` maps lane to relative residual; ``eps`` is what ``derivative_eps`` was.
+    """
 
     def __init__(self, residuals: dict[int, float], eps: float) -> None:
         self.residuals = residuals

@@ -1,11 +1,13 @@
 """What README.md and the documentation show must run, and what they name must exist."""
 
+import inspect
 import os
 import re
 import subprocess
 import sys
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -122,6 +124,45 @@ def test_public_names_are_documented() -> None:
         for name in set(module.__all__) - {"__version__"}:
             text = getattr(module, name).__doc__
             assert text and len(text.split()) > 4, name
+
+
+def public_callables() -> dict[str, tuple[Any, str]]:
+    """What can be called, and its docstring; a class's arguments are in the class's."""
+    import cvxpylayers_mlx
+    import mlxcone
+    from mlxcone import testing
+
+    found: dict[str, tuple[Any, str]] = {}
+    parts = mlxcone.nn, mlxcone.plots, mlxcone.distributed, testing
+    for module in (mlxcone, cvxpylayers_mlx, *parts):
+        own = [n for n, v in vars(module).items() if inspect.getmodule(v) is module]
+        for name in getattr(module, "__all__", [n for n in own if n[0] != "_"]):
+            item, label = getattr(module, name), f"{module.__name__}.{name}"
+            if not callable(item):
+                continue
+            if not inspect.isclass(item):
+                found[label] = (item, item.__doc__ or "")
+                continue
+            if "__init__" in vars(item):
+                found[label] = (item.__init__, item.__doc__ or "")
+            for method, value in vars(item).items():
+                if inspect.isfunction(value) and (method[0] != "_" or method == "__call__"):
+                    found[f"{label}.{method}"] = (value, value.__doc__ or "")
+    return found
+
+
+# What CVXPY calls, and what a watcher is told, which `mlxcone.Watcher` says.
+THEIRS = r"\.(MLXCONE|History|Progress)\."
+
+
+def test_every_argument_is_documented() -> None:
+    """By its name, in the docstring of what takes it."""
+    missing = []
+    for label, (function, text) in public_callables().items():
+        names = [n for n in inspect.signature(function).parameters if n not in ("self", "cls")]
+        if not re.search(THEIRS, label):
+            missing += [f"{label}: {n}" for n in names if not re.search(rf"\b{n}\b", text)]
+    assert missing == []
 
 
 def test_equations_that_are_cited_exist() -> None:

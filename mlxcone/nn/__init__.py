@@ -5,7 +5,7 @@ passes settings by name to the solver (`mlxcone.Settings`).
 """
 
 from mlxcone.nn.choice import SoftTopK, Sparsemax
-from mlxcone.nn.control import LinearMPC
+from mlxcone.nn.control import LinearMPC, Plan
 from mlxcone.nn.projections import BoxSimplex, L1Ball, L2Ball, Projection, Semidefinite, Simplex
 from mlxcone.nn.quadratic import QuadraticProgram
 
@@ -14,6 +14,7 @@ __all__ = [
     "L1Ball",
     "L2Ball",
     "LinearMPC",
+    "Plan",
     "Projection",
     "QuadraticProgram",
     "Semidefinite",

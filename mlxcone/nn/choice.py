@@ -21,6 +21,9 @@ class Sparsemax(nn.Module):
         size (int): number of scores.
         temperature (float): the scores are divided by it; small ones choose fewer.
         **settings: of the solver, see `mlxcone.Settings`.
+
+    Raises:
+        ValueError: size or temperature is not positive, or a setting does not fit.
     """
 
     def __init__(self, size: int, temperature: float = 1.0, **settings: Any) -> None:
@@ -30,7 +33,11 @@ class Sparsemax(nn.Module):
 
     @on_cpu
     def __call__(self, scores: mx.array) -> mx.array:
-        """Probabilities of scores ``(..., size)``, along the last axis."""
+        """Probabilities of scores ``(..., size)``, along the last axis.
+
+        Raises:
+            ValueError: the last axis has another size.
+        """
         return self._project(scores / self._temperature)
 
 
@@ -46,6 +53,10 @@ class SoftTopK(nn.Module):
         k (int): how many to choose.
         temperature (float): the scores are divided by it; small ones choose harder.
         **settings: of the solver, see `mlxcone.Settings`.
+
+    Raises:
+        ValueError: temperature is not positive, k does not lie in (0, size], or a setting does not
+            fit.
     """
 
     def __init__(self, size: int, k: int, temperature: float = 1.0, **settings: Any) -> None:
@@ -57,5 +68,9 @@ class SoftTopK(nn.Module):
 
     @on_cpu
     def __call__(self, scores: mx.array) -> mx.array:
-        """Weights of scores ``(..., size)``, along the last axis."""
+        """Weights of scores ``(..., size)``, along the last axis.
+
+        Raises:
+            ValueError: the last axis has another size.
+        """
         return self._project(scores / self._temperature)

@@ -90,7 +90,14 @@ class LinearMPC(nn.Module):
 
     @on_cpu
     def __call__(self, state: mx.array, target: mx.array | None = None) -> Plan:
-        """Plan from states ``(..., states)``, towards a target of that shape, or zero.
+        """Plan from states, towards a target.
+
+        Args:
+            state (mx.array): ``(..., states)``.
+            target (mx.array): of that shape or ``(states,)``; None for zero.
+
+        Returns:
+            Plan: in the dtype of the state.
 
         Raises:
             ValueError: the shapes do not fit.

@@ -75,6 +75,9 @@ class Simplex(Projection):
         size (int): entries of x.
         total (float): their sum.
         **settings: of the solver, see `mlxcone.Settings`.
+
+    Raises:
+        ValueError: size or total is not positive, or a setting does not fit.
     """
 
     def __init__(self, size: int, total: float = 1.0, **settings: Any) -> None:
@@ -99,7 +102,7 @@ class BoxSimplex(Projection):
         **settings: of the solver, see `mlxcone.Settings`.
 
     Raises:
-        ValueError: the set is empty.
+        ValueError: the set is empty, size is not positive, or a setting does not fit.
     """
 
     def __init__(
@@ -129,6 +132,9 @@ class L1Ball(Projection):
         size (int): entries of x.
         radius (float): largest 1-norm.
         **settings: of the solver, see `mlxcone.Settings`.
+
+    Raises:
+        ValueError: size or radius is not positive, or a setting does not fit.
     """
 
     def __init__(self, size: int, radius: float = 1.0, **settings: Any) -> None:
@@ -148,6 +154,9 @@ class L2Ball(Projection):
         size (int): entries of x.
         radius (float): largest 2-norm.
         **settings: of the solver, see `mlxcone.Settings`.
+
+    Raises:
+        ValueError: size or radius is not positive, or a setting does not fit.
     """
 
     def __init__(self, size: int, radius: float = 1.0, **settings: Any) -> None:
@@ -165,6 +174,9 @@ class Semidefinite(nn.Module):
         unit_diagonal (bool): of those with ones on the diagonal: the nearest correlation matrix
             (Higham 2002).
         **settings: of the solver, see `mlxcone.Settings`.
+
+    Raises:
+        ValueError: order is not positive, or a setting does not fit.
     """
 
     def __init__(self, order: int, unit_diagonal: bool = False, **settings: Any) -> None:
