@@ -19,9 +19,9 @@ import math
 import mlx.core as mx
 
 # Eigenvalues below this share of the norm keep a sign in (0, 1), which moves the projection by at
-# most a thirtieth of it: 1e-6. So many steps bring all others to less; rounding is of that size.
-_LEAST = 3e-5
-_STEPS = 15
+# most a thirtieth of it: 6e-7. So many steps bring all others to less; rounding is of that size.
+_LEAST = 1.8e-5
+_STEPS = 16
 _FLOOR = 0.1  # share of u: what was above it stays above 0.39
 _CUSHION = 1.01  # rounding must not carry an eigenvalue past the end of the first interval
 _TINY = 1e-30  # keeps 0 / 0 away; representable in float32
