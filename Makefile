@@ -86,11 +86,14 @@ examples: $(VENV)/.installed-examples
 	@for script in $(EXAMPLES); do echo "==> $$script"; MPLBACKEND=Agg $(PY) $$script || exit 1; done
 	@$(VENV)/bin/mlx.launch -n 2 $(PY) examples/data_parallel.py
 
+# Of a progress bar only the last line is kept.
 notebooks: $(VENV)/.installed-notebooks
 	@$(PY) -m ipykernel install --sys-prefix --name python3 > /dev/null
 	@for script in $(EXAMPLES); do echo "==> $$script"; \
 	    $(VENV)/bin/jupytext --quiet --to notebook --execute --run-path . $$script \
 	    --output examples/notebooks/$$(basename $$script .py).ipynb || exit 1; done
+	@$(VENV)/bin/jupyter-nbconvert --log-level=WARN --to notebook --inplace --coalesce-streams \
+	    examples/notebooks/*.ipynb
 
 # Material's notice of a later mkdocs is none of ours.
 docs: $(VENV)/.installed-docs

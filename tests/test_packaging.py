@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import json
 import re
 import tomllib
 from pathlib import Path
@@ -50,3 +51,21 @@ def test_examples_have_their_notebooks() -> None:
     listed = (ROOT / "docs" / "examples.md").read_text(encoding="utf-8")
     for name in scripts | alone:
         assert f"`{name}.py`" in listed
+
+
+@pytest.mark.parametrize(
+    "path", sorted((ROOT / "examples" / "notebooks").glob("*.ipynb")), ids=lambda p: p.stem
+)
+def test_notebook_is_its_script_run(path: Path) -> None:
+    """The code of today, run from the first cell to the last, and of progress bars the end."""
+    cells = json.loads(path.read_text(encoding="utf-8"))["cells"]
+    code = [c for c in cells if c["cell_type"] == "code"]
+    lines = [line for c in code for line in "".join(c["source"]).splitlines()]
+    script = (ROOT / "examples" / f"{path.stem}.py").read_text(encoding="utf-8").splitlines()
+    kept = [[line for line in text if line.strip() and line[0] != "#"] for text in (lines, script)]
+    assert kept[0] == kept[1]
+    assert [c["execution_count"] for c in code] == list(range(1, len(code) + 1))
+    texts = ["".join(o["text"]) for c in code for o in c["outputs"] if "text" in o]
+    assert "\r" not in "".join(texts)
+    assert all(len(c["outputs"]) <= 8 for c in code)
+    assert any(o["output_type"] == "display_data" for c in code for o in c["outputs"]), "no picture"
