@@ -159,12 +159,14 @@ class Elimination:
         t = row_times(x, mx.swapaxes(of.E, -1, -2)) + mx.where(ray, zero, of.f)
         y = -of.cost_t.slope(t) / mx.array(self.pivots, dtype=mx.float64)
         objective = mx.where(solved[..., 0], of.cost_x(x) + of.cost_t(t), mx.nan)
-        t = t + blot(found.x, solved)
+        # Once, and on the x that is used: `mx.compile` loses a part of the tangent otherwise.
+        spoil = blot(found.x, solved)
+        t = t + spoil
         # The rows that went have no part in a certificate.
         y = mx.where(solved, y, zero) + blot(found.y if self.rows.size else found.x, solved)
         s = mx.zeros_like(y) + blot(found.s if self.rows.size else found.x, solved)
         return finished(
-            _join(self.place_x, found.x, t),
+            _join(self.place_x, x + spoil, t),
             _join(self.place_rows, found.y, y),
             _join(self.place_rows, found.s, s),
             found.info._replace(objective=objective),

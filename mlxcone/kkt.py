@@ -41,6 +41,7 @@ import numpy as np
 
 from mlxcone import lanes, low_rank, residual_map, separable
 from mlxcone._linalg import spd_root
+from mlxcone.cones.base import Spectral
 from mlxcone.cones.product import Product
 from mlxcone.low_rank import LowRank
 from mlxcone.operators import Rectangular, padded, row_times
@@ -65,8 +66,17 @@ def normal_matrix(program: Program, weighted: mx.array, sigma: float | mx.array)
     return base + program.A.transpose_product(weighted)
 
 
-def _penalty(eps: float) -> Callable[[mx.array], mx.array]:
+def _penalty(eps: float) -> Spectral:
     return lambda eigenvalue: eigenvalue / ((1.0 + eps) - eigenvalue)
+
+
+def _with_values(function: Spectral, atoms: list[Any]) -> Spectral:
+    """The function, with its values at the eigenvalues of D made once.
+
+    `mx.compile` loses a part of a graph that makes the same of one array three times.
+    """
+    known = {id(a.eigenvalues): (a.eigenvalues, function(a.eigenvalues)) for a in atoms}
+    return lambda e: known[id(e)][1] if id(e) in known else function(e)
 
 
 class Root(NamedTuple):
@@ -176,9 +186,10 @@ class Jacobian:
     ) -> None:
         self.program, self.cones, self.atoms = program, cones, atoms
         self.factor, self.sweeps, self.eps = factor, sweeps, eps
+        self._penalty = _with_values(_penalty(eps), atoms)
 
     def _weight(self, v: mx.array) -> mx.array:
-        return self.cones.spectral(self.atoms, _penalty(self.eps), v)
+        return self.cones.spectral(self.atoms, self._penalty, v)
 
     def _reduced(self, r: mx.array, t: mx.array) -> Pair:
         A = self.program.A

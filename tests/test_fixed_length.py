@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
 import mlx.core as mx
 import numpy as np
 import pytest
+from layer_problems import LAYER_PROBLEMS
+from layer_problems_cones import CONE_PROBLEMS, EXPONENTIAL_PROBLEMS, SEMIDEFINITE_PROBLEMS
 
 import mlxcone
+from cvxpylayers_mlx import CvxpyLayer
 from mlxcone import Status
 from mlxcone.testing import Instance, manufacture
 
@@ -78,23 +82,58 @@ KINDS: dict[str, mlxcone.Cones] = {
 }
 
 
-@pytest.mark.parametrize("kind", KINDS)
-def test_mlx_can_join_the_graph_of_every_cone(kind: str) -> None:
-    """It raises `IndexError` where a graph takes the same of an array and of its constant.
+ALONE = {
+    "psd alone": mlxcone.Cones(psd=(3,)),
+    "exp alone": mlxcone.Cones(exp=2),
+    "power alone": mlxcone.Cones(power=(0.3, -0.6)),
+}
+
+
+@pytest.mark.parametrize("kind", KINDS | ALONE)
+@pytest.mark.parametrize("quadratic", [True, False])
+def test_mlx_can_join_the_graph_of_every_cone(kind: str, quadratic: bool) -> None:
+    """It raises `IndexError` for some graphs that make the same of one array three times.
 
     That shows in the call; building the kernels, which would take minutes, is left out.
     """
-    cones, n, lanes = KINDS[kind], 4, 2
+    cones, n, lanes = (KINDS | ALONE)[kind], 4, 2
     rng = np.random.default_rng(0)
     A, b = rng.standard_normal((lanes, cones.rows, n)), rng.standard_normal((lanes, cones.rows))
-    data = [narrow(v) for v in (np.stack([np.eye(n)] * lanes), np.ones((lanes, n)), A, b)]
+    P = narrow(np.stack([np.eye(n)] * lanes)) if quadratic else None
+    data = [narrow(v) for v in (np.ones((lanes, n)), A, b)]
 
     def loss(*values: Any) -> mx.array:
-        return mx.sum(mlxcone.solve(*values, cones, fixed_iters=2, newton_iters=2).x)
+        return mx.sum(mlxcone.solve(P, *values, cones, fixed_iters=2, newton_iters=2).x)
 
     assert mx.compile(loss)(*data).shape == ()
-    gradients = mx.compile(mx.grad(loss, argnums=(1, 2)))(*data)
-    assert [g.shape for g in gradients] == [data[1].shape, data[2].shape]
+    gradients = mx.compile(mx.grad(loss, argnums=(0, 1)))(*data)
+    assert [g.shape for g in gradients] == [data[0].shape, data[1].shape]
+
+
+LAYERS = [
+    *("ridge", "elastic_net", "huber_regression", "mpc_step", "matrix_weights"),
+    *(row.name for row in EXPONENTIAL_PROBLEMS[::3]),
+    *(row.name for row in SEMIDEFINITE_PROBLEMS[::3]),
+]
+
+
+@pytest.mark.parametrize("name", LAYERS)
+def test_mlx_can_join_the_graph_of_a_layer_and_its_derivatives(name: str) -> None:
+    row = next(r for r in (*LAYER_PROBLEMS, *CONE_PROBLEMS) if r.name == name)
+    problem, parameters, variables = row.build()
+    layer = CvxpyLayer(problem, parameters, variables)
+    data = [narrow(v) for v in row.sample(np.random.default_rng(0))]
+    how = {"fixed_iters": 2, "newton_iters": 1, "on_failure": "nan"}
+
+    def loss(*values: mx.array) -> mx.array:
+        return functools.reduce(mx.add, map(mx.sum, layer(*values, solver_args=how)))
+
+    one = [mx.array(1.0)]
+    gradients = mx.compile(lambda *v: mx.vjp(loss, list(v), one)[1])(*data)
+    assert [g.shape for g in gradients] == [v.shape for v in data]
+    ones = [mx.ones_like(v) for v in data]
+    (tangent,) = mx.compile(lambda *v: mx.jvp(loss, list(v), ones)[1])(*data)
+    assert tangent.shape == ()
 
 
 def test_compiled_function_follows_its_arguments() -> None:

@@ -27,8 +27,9 @@ def _duplicates() -> sp.coo_array:
 
 
 def _random(rows: int, columns: int, density: float) -> sp.coo_array:
-    rng = np.random.default_rng(rows)
-    return sp.random_array((rows, columns), density=density, rng=rng, data_sampler=rng.normal)
+    rng = np.random.default_rng(rows)  # `sp.random_array` has had two names for it
+    draw = rng.standard_normal
+    return sp.coo_array(sp.random(rows, columns, density, random_state=rng, data_rvs=draw))
 
 
 MATRICES: dict[str, Callable[[], Any]] = {

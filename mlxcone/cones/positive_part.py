@@ -181,10 +181,15 @@ def _applied(function: Spectral) -> Any:
 
 
 @on_cpu
-def derivative_times(eigen: Eigen, function: Spectral, V: mx.array) -> mx.array:
-    """function(D) V for symmetric V, (B or 1, count, k, n, n); differentiable once in X and V."""
+def derivative_times(
+    eigen: Eigen, eigenvalues: mx.array, function: Spectral, V: mx.array
+) -> mx.array:
+    """function(D) V for symmetric V, (B or 1, count, k, n, n); differentiable once in X and V.
+
+    ``eigenvalues`` are those of D, the `slopes`.
+    """
     # Outside of the rules, so that what the function captures has its derivative, too.
-    weights = function(slopes(eigen.values))
+    weights = function(eigenvalues)
     V = mx.broadcast_to(V, (weights.shape[0], *V.shape[1:]))
     return _applied(function)(eigen.matrix, weights, V, eigen.values, eigen.vectors)
 
@@ -198,7 +203,9 @@ def _value(matrix: mx.array, values: mx.array, vectors: mx.array) -> mx.array:
 def _moved(primals: Any, direction: mx.array) -> mx.array:
     """D times one direction, (B, count, n, n); D is symmetric."""
     symmetric = 0.5 * (direction + _transpose(direction))
-    return derivative_times(Eigen(*primals), lambda t: t, symmetric[:, :, None])[:, :, 0]
+    eigen = Eigen(*primals)
+    V = symmetric[:, :, None]
+    return derivative_times(eigen, slopes(eigen.values), lambda t: t, V)[:, :, 0]
 
 
 @_value.vjp

@@ -135,7 +135,7 @@ class Semidefinite:
             Qt = mx.swapaxes(Q, -1, -2)
             image = Q @ (function(atoms.eigenvalues)[:, :, None] * (Qt @ inner @ Q)) @ Qt
         else:
-            image = positive_part.derivative_times(atoms.eigen, function, inner)
+            image = positive_part.derivative_times(atoms.eigen, atoms.eigenvalues, function, inner)
         return self._rows(image)
 
     def turned(self, atoms: Scaling, v: mx.array, back: bool) -> mx.array:
