@@ -7,6 +7,7 @@ all the answers and the whole gradient: what one process would have got. Start t
 
 from __future__ import annotations
 
+import zlib
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -18,8 +19,10 @@ from mlxcone.cones.description import Cones
 from mlxcone.devices import on_cpu
 from mlxcone.solution import Solution, evaluated
 from mlxcone.solver import solve as solve_here
+from mlxcone.status import SolverError
 
 _RANKS = (2, 1, 2, 1)  # of P, q, A and b without a batch axis
+_SAME = 1e-4  # rounding of another machine, and a hundred times that
 
 
 class _Shares(NamedTuple):
@@ -27,6 +30,7 @@ class _Shares(NamedTuple):
 
     ours: mx.array
     places: mx.array  # of the lanes among the shares, one after the other
+    names: list[int]  # of this process's lanes in the batch
 
     @classmethod
     def of(cls, lanes: int, group: mx.distributed.Group) -> _Shares:
@@ -38,7 +42,13 @@ class _Shares(NamedTuple):
         places = [
             rank * width + k for rank in range(size) for k in range(ends[rank + 1] - ends[rank])
         ]
-        return cls(mx.array(filled), mx.array(places))
+        return cls(mx.array(filled), mx.array(places), filled)
+
+    def named(self, error: SolverError) -> SolverError:
+        """The error, with lanes as they are counted in the batch."""
+        statuses = {self.names[lane]: status for lane, status in error.statuses.items()}
+        faults = {self.names[lane]: fault for lane, fault in error.faults.items()}
+        return SolverError(statuses, faults)
 
     @on_cpu
     def take(self, array: mx.array, axis: int) -> mx.array:
@@ -49,6 +59,72 @@ class _Shares(NamedTuple):
     def gathered(self, array: mx.array, group: mx.distributed.Group) -> mx.array:
         """All lanes, from everybody's share."""
         return mx.distributed.all_gather(array, group=group)[self.places]
+
+
+def _batch_size(arguments: Sequence[mx.array], axes: Sequence[int | None]) -> int:
+    """The one batch size of the arguments.
+
+    Raises:
+        ValueError: there is none, or more than one.
+    """
+    if len(axes) != len(arguments):
+        raise ValueError(f"in_axes: expected {len(arguments)} entries, got {len(axes)}")
+    for place, (array, axis) in enumerate(zip(arguments, axes, strict=True)):
+        if axis is not None and not -array.ndim <= axis < array.ndim:
+            raise ValueError(f"in_axes: argument {place}, {array.shape}, has no axis {axis}")
+    pairs = zip(arguments, axes, strict=True)
+    sizes = {a.shape[axis] for a, axis in pairs if axis is not None}
+    if len(sizes) != 1:
+        raise ValueError(f"in_axes: expected one batch size, got {sorted(sizes)}")
+    return sizes.pop()
+
+
+@on_cpu
+def _fingerprint(arguments: Sequence[mx.array]) -> tuple[float, float]:
+    """Two numbers that other data hardly share, and other rounding hardly moves."""
+    share, size = mx.array(0.0), mx.array(0.0)
+    for place, array in enumerate(arguments, 1):
+        flat = mx.stop_gradient(array).reshape(-1)
+        flat = mx.where(mx.isfinite(flat), flat, 0).astype(mx.float32)
+        high = mx.arange(flat.size, dtype=mx.uint32) * mx.array(2654435761, dtype=mx.uint32)
+        signed = mx.where(high > 2**31, flat, -flat)
+        total = mx.sum(mx.abs(flat)) + 1e-30
+        share, size = share + place * mx.sum(signed) / total, size + place * mx.log(total)
+    found: Any = mx.stack([share, size]).tolist()
+    return found[0], found[1]
+
+
+@on_cpu
+def _agree(
+    arguments: Sequence[mx.array], axes: Sequence[int | None], group: mx.distributed.Group
+) -> int:
+    """The batch size, if all processes make the same call; all learn if one does not.
+
+    Raises:
+        ValueError: this process's arguments do not fit together, or not to the others'.
+        RuntimeError: another's do not fit together.
+    """
+    error, lanes = None, 0
+    try:
+        lanes = _batch_size(arguments, axes)
+    except ValueError as found:
+        error = found
+    layout = zlib.crc32(repr([(a.shape, a.dtype) for a in arguments]).encode()) >> 10
+    said = [float(error is not None), lanes, layout, *_fingerprint(arguments)]
+    heard: Any = mx.distributed.all_gather(mx.array([said]), group=group).tolist()
+    if error is not None:
+        raise error
+    failed, sizes, layouts, *marks = zip(*heard, strict=True)
+    if any(failed):
+        raise RuntimeError(f"sharded: {int(sum(failed))} of {len(failed)} calls failed; see theirs")
+    same = "sharded: every process must make the same call with the same whole batch; "
+    if len(set(sizes)) > 1:
+        raise ValueError(f"{same}batch sizes are {[int(size) for size in sizes]}")
+    if len(set(layouts)) > 1:
+        raise ValueError(f"{same}shapes or dtypes of the arguments differ")
+    if any(max(m) - min(m) > _SAME * max(1.0, *map(abs, m)) for m in marks):
+        raise ValueError(f"{same}the numbers in the arguments differ")
+    return lanes
 
 
 @on_cpu
@@ -87,8 +163,9 @@ def sharded(
     (x_star,) = layer(A_batch, b_value)  # in every process, all lanes
     ```
 
-    Every process must make the same calls with the same arrays, and evaluate the gradients it asks
-    for, for each waits for the others'. Batches need not divide evenly.
+    Every process must make the same calls with the same whole batch, not with its share of one, and
+    evaluate the gradients it asks for, for each waits for the others'. Batches need not divide
+    evenly.
     Works under ``mx.grad``, ``value_and_grad``, ``vjp`` and ``jvp``; not under ``vmap`` and
     ``compile``, which know no communication.
 
@@ -103,7 +180,8 @@ def sharded(
         A function of the same arguments, returning what ``function`` would for the whole batch.
 
     Raises:
-        ValueError: from the call: no argument has a batch, or batch sizes differ.
+        ValueError: from the call: no argument has a batch, or batch sizes differ, in one process or
+            between them, or the arguments themselves do.
         RuntimeError: from the call: it failed in another process. Where it failed, the error is the
             function's own, and none waits for the other.
     """
@@ -111,23 +189,20 @@ def sharded(
     def call(*arguments: mx.array, **options: Any) -> Any:
         team = mx.distributed.init() if group is None else group
         axes = in_axes if isinstance(in_axes, Sequence) else [in_axes] * len(arguments)
-        if len(axes) != len(arguments):
-            raise ValueError(f"in_axes: expected {len(arguments)} entries, got {len(axes)}")
-        pairs = list(zip(arguments, axes, strict=True))
-        sizes = {a.shape[axis] for a, axis in pairs if axis is not None}
-        if len(sizes) != 1:
-            raise ValueError(f"in_axes: expected one batch size, got {sorted(sizes)}")
-        (lanes,) = sizes
-        if team.size() == 1 or lanes == 0:
+        alone = team.size() == 1
+        lanes = _batch_size(arguments, axes) if alone else _agree(arguments, axes, team)
+        if alone or lanes == 0:
             return function(*arguments, **options)
         shares = _Shares.of(lanes, team)
         local = []
-        for array, axis in pairs:
+        for array, axis in zip(arguments, axes, strict=True):
             value = _everywhere(array, team)
             local.append(value if axis is None else shares.take(value, axis))
         error, outputs = None, None
         try:
             outputs = function(*local, **options)
+        except SolverError as found:
+            error = shares.named(found)
         except Exception as found:
             error = found
         # Nobody may wait for a share that does not come.
@@ -161,8 +236,8 @@ def solve(
         b: as for `mlxcone.solve`; where nothing has a batch, every process solves the problem.
         cones: `Cones` or an SCS dict.
         group: of processes, by default all of them.
-        **settings: of the solver, by name. With ``on_failure="raise"`` the lanes that a
-            `SolverError` names are counted from the first of the process's share.
+        **settings: of the solver, by name. With ``on_failure="raise"`` each process's
+            `SolverError` names the lanes of its share.
 
     Returns:
         Solution: of all lanes, in every process.

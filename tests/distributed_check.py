@@ -60,8 +60,9 @@ def infeasible_lane() -> None:
     np.testing.assert_allclose(np.array(found.x)[:3, 0], [0.0, 0.0, 1.0], atol=1e-8)
     try:
         distributed.solve(None, q, A, b, {"l": 2}, on_failure="raise")
-    except mlxcone.SolverError:
+    except mlxcone.SolverError as error:
         assert GROUP.rank() == GROUP.size() - 1
+        assert list(error.statuses) == [3], "as the batch counts"
     except RuntimeError as error:
         assert "1 of" in str(error) and GROUP.rank() < GROUP.size() - 1
     else:
@@ -69,9 +70,16 @@ def infeasible_lane() -> None:
 
 
 def errors() -> None:
+    first = GROUP.rank() == 0
+    own = mx.random.normal((6, 2), key=mx.random.key(GROUP.rank()))
     for call, words in (
         (lambda: distributed.sharded(lambda a: a, (0, 0))(mx.ones((2, 2))), "1 entries"),
         (lambda: distributed.sharded(lambda a: a, None)(mx.ones((2, 2))), "one batch size"),
+        (lambda: distributed.sharded(lambda a: a, 2)(mx.ones((2, 2))), "no axis 2"),
+        # What works in one process alone: its share instead of the batch, its own data.
+        (lambda: distributed.sharded(lambda a: a)(mx.ones((11 if first else 4, 2))), "[11, 4"),
+        (lambda: distributed.sharded(lambda a: a)(mx.ones((2, 2 if first else 3))), "dtypes"),
+        (lambda: distributed.sharded(lambda a: a)(own), "numbers"),
     ):
         try:
             call()
@@ -79,6 +87,18 @@ def errors() -> None:
             assert words in str(error), error
         else:
             raise AssertionError(words)
+    # One process alone is wrong.
+    try:
+        distributed.sharded(lambda a: a, 0 if first else None)(mx.ones((2, 2)))
+    except RuntimeError as error:
+        assert first and "failed" in str(error)
+    except ValueError:
+        assert not first
+    else:
+        raise AssertionError("one that is wrong went unnoticed")
+    # Other rounding is no other data, and NaN in a lane is none of ours.
+    near = mx.array([[1.0, 2.0 + 1e-6 * GROUP.rank()], [mx.nan, 1.0]])
+    assert distributed.sharded(lambda a: 2.0 * a)(near).shape == (2, 2)
 
 
 for count in (1, 4, 7):
