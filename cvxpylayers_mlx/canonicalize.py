@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -216,7 +217,9 @@ def canonicalize(
     # What CVXPY remembers of a problem belongs to the user: a problem of our own is compiled.
     problem = cp.Problem(problem.objective, problem.constraints)
     try:
-        with scopes.quad_form_dpp_scope():
+        with scopes.quad_form_dpp_scope(), warnings.catch_warnings():
+            # CVXPY's own reading of a sparse parameter, of which it warns its user.
+            warnings.filterwarnings("ignore", "Reading from a sparse CVXPY expression")
             data, chain, inverse = problem.get_problem_data(
                 solver=mlxcone.MLXCONE(), gp=gp, verbose=verbose, canon_backend=backend
             )

@@ -53,6 +53,7 @@ class Foreign:
         Raises:
             RuntimeError: under ``mx.vmap`` or ``mx.compile``, where arrays cannot be read.
             mlxcone.SolverError: a problem has no solution, unless "on_failure" says otherwise.
+            ValueError: the solver does not take such problems.
         """
         options = {**self._options, **options}
         on_failure = options.pop("on_failure", "raise")
@@ -69,7 +70,8 @@ class Foreign:
             answers.append(_solve(each, cones, self._name, options))
         failed = {lane: a[0] for lane, a in enumerate(answers) if a[0] <= 0}
         if failed and on_failure == "raise":
-            raise mlxcone.SolverError(failed)
+            gave_up = f"{self._name} gave up, or the data hold NaN or infinity"
+            raise mlxcone.SolverError(failed, dict.fromkeys(failed, gave_up))
         status = np.array([int(a[0]) for a in answers], dtype=np.int32)
         point = [np.stack([a[i] for a in answers]) for i in (1, 2, 3)]
         if not any(batched):
@@ -109,6 +111,10 @@ def _solve(
         objective = objective + 0.5 * cp.quad_form(x, cp.psd_wrap(0.5 * (P + P.T)))
     parts = _constraints(s, cones)
     problem = cp.Problem(cp.Minimize(objective), [constraint for constraint, _ in parts])
+    try:
+        problem.get_problem_data(name)
+    except cp.SolverError as error:
+        raise ValueError(f"solver: {name} does not take this problem: {error}") from None
     status = mlxcone.Status.FAILED
     try:
         problem.solve(solver=name, **options)

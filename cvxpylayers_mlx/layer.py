@@ -41,6 +41,12 @@ def _options(solver_args: Any) -> Mapping[str, Any]:
     return solver_args or {}
 
 
+def _solver_name(solver: Any) -> str:
+    """CVXPY's name of a solver, or of the object that is one."""
+    name = getattr(solver, "name", None)
+    return str(name() if callable(name) else solver).upper()
+
+
 class CvxpyLayer:
     r"""Solution map of a parametrized CVXPY problem, differentiable in its parameters.
 
@@ -58,7 +64,7 @@ class CvxpyLayer:
         parameters (list): all parameters of the problem, in the order of the calls.
         variables (list): the variables whose values a call returns; dual variables of its
             constraints (``constraint.dual_variables``) may be among them.
-        solver: None or "MLXCONE"; the name of another solver of CVXPY (``cp.CLARABEL``, ...)
+        solver: None, "MLXCONE" or `mlxcone.MLXCONE`; another solver of CVXPY (``cp.CLARABEL``, ...)
             makes it solve the problems of a batch one by one, with our derivatives at its
             answers. Meant for debugging: slow, and not for ``mx.vmap`` and ``mx.compile``.
         gp (bool): the problem is a geometric program (log-log convex).
@@ -88,7 +94,7 @@ class CvxpyLayer:
         solver_args: dict[str, Any] | None = None,
     ) -> None:
         options = {"verbose": bool(verbose), **_options(solver_args)}
-        name = "MLXCONE" if solver is None else str(solver).upper()
+        name = "MLXCONE" if solver is None else _solver_name(solver)
         form = self._canonical = canonicalize(
             problem, parameters, variables, gp=gp, verbose=verbose, canon_backend=canon_backend
         )
@@ -144,7 +150,7 @@ class CvxpyLayer:
         Raises:
             ValueError, TypeError, mlxcone.SolverError: as a call.
         """
-        checked = parameter_vector.check(params, self._shapes, self._complex)
+        checked = parameter_vector.check(params, self._shapes, self._complex, self._names)
         form = self._canonical
         selected = parameter_vector.select(checked, form.picks)
         wrong = parameter_vector.wrong_sign(checked, form.signs)
@@ -154,7 +160,9 @@ class CvxpyLayer:
             found = self._solver(read, _options(solver_args), wrong)
         except mlxcone.SolverError as error:
             told = parameter_vector.faults(checked, form.signs, form.picks, self._names)
-            raise mlxcone.SolverError(error.statuses, {**error.faults, **told}) from None
+            # Unseen, they may have the wrong sign, which the program shows as NaN.
+            faults = {} if told is None else {**error.faults, **told}
+            raise mlxcone.SolverError(error.statuses, faults) from None
         # Nothing batched reached the data of a batched call: every lane has the same answer.
         x, y = (v if v.ndim == 2 else v[None] for v in (found.x, found.y))
         values = [recover.value(x, y, v, checked.dtype) for v in form.variables]

@@ -37,9 +37,14 @@ class Pick(NamedTuple):
 
 
 def check(
-    values: tuple[Any, ...], shapes: list[tuple[int, ...]], is_complex: Sequence[bool]
+    values: tuple[Any, ...],
+    shapes: list[tuple[int, ...]],
+    is_complex: Sequence[bool],
+    names: Sequence[str],
 ) -> Checked:
-    """Validate the arrays of a call against the shapes of the parameters.
+    """Validate the arrays of a call against the shapes of the parameters, and their names.
+
+    Messages begin as those of cvxpylayers, which people match.
 
     Raises:
         ValueError: number, shape, dimensionality or batch sizes do not fit.
@@ -48,7 +53,7 @@ def check(
     if len(values) != len(shapes):
         raise ValueError(
             "A tensor must be provided for each CVXPY parameter; "
-            f"received {len(values)} tensors, expected {len(shapes)}"
+            f"received {len(values)} tensors, expected {len(shapes)}: {', '.join(names)}"
         )
     arrays = [
         _array(f"parameter {i}", v, c)
@@ -60,21 +65,22 @@ def check(
         if len(got) not in (len(shape), len(shape) + 1):
             raise ValueError(
                 f"Invalid parameter dimensionality for parameter {i}. Expected {len(shape)} or "
-                f"{len(shape) + 1} dimensions, Got: {len(got)} dimensions"
+                f"{len(shape) + 1} dimensions, Got: {len(got)} dimensions. {_told(names[i], shape)}"
             )
         batched = len(got) > len(shape)
         if got[len(got) - len(shape) :] != shape:
             wanted = f"(batch_size, {', '.join(map(str, shape))})" if batched else str(shape)
             kind = "Expected batched shape" if batched else "Expected"
             raise ValueError(
-                f"Invalid parameter shape for parameter {i}. {kind}: {wanted}, Got: {got}"
+                f"Invalid parameter shape for parameter {i}. {kind}: {wanted}, Got: {got}. "
+                f"{_told(names[i], shape)}"
             )
         sizes.append(got[0] if batched else -1)
     present = {size for size in sizes if size >= 0}
     if len(present) > 1:
         raise ValueError(
             "Inconsistent batch sizes. Expected all batched parameters to have the same batch "
-            f"size, but got: {[max(size, 0) for size in sizes]}"
+            f"size, but got: {[max(size, 0) for size in sizes]} for {', '.join(names)}"
         )
     batch = present.pop() if present else None
     if batch == 0:
@@ -86,6 +92,12 @@ def check(
     compute = mx.float64 if answer == mx.float64 else mx.float32
     arrays = [a if _is_complex(a) else a.astype(compute) for a in arrays]
     return Checked(arrays, answer, batch, [size >= 0 for size in sizes])
+
+
+def _told(name: str, shape: tuple[int, ...]) -> str:
+    """What a parameter takes."""
+    batch = ", ".join(map(str, ("batch", *shape)))
+    return f"{name} takes {shape} or ({batch}{',' * (not shape)}); mx.vmap maps over further axes"
 
 
 def wrong_sign(checked: Checked, signs: Sequence[int]) -> mx.array | None:
@@ -127,14 +139,14 @@ def _below_zero(flat: mx.array) -> mx.array:
 
 def faults(
     checked: Checked, signs: Sequence[int], picks: Sequence[Pick], names: Sequence[str]
-) -> dict[int, str]:
+) -> dict[int, str] | None:
     """What is wrong with the parameters of the lanes, as far as one sees it by looking at them.
 
-    Evaluates them, if that can be done. Arguments as for `wrong_sign` and `select`, and the names
-    of the parameters.
+    Evaluates them; None if that cannot be done. Arguments as for `wrong_sign` and `select`, and the
+    names of the parameters.
     """
     if not have_numbers(checked.values):
-        return {}
+        return None
     logarithms = {p.parameter for p in picks if p.component == "logarithm"}
     found: dict[int, str] = {}
     for i, (value, sign) in enumerate(zip(checked.values, signs, strict=True)):

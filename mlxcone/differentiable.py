@@ -126,9 +126,7 @@ def _check(program: Program, outcome: Outcome, settings: Settings) -> None:
     codes: Any = outcome.status.tolist()
     failed = {lane: Status(code) for lane, code in enumerate(codes) if code <= 0}
     if failed:
-        bad: Any = problem.not_finite(program).tolist()
-        faults = {lane: "P is not positive semidefinite" for lane in failed if not bad[lane]}
-        raise SolverError(failed, faults)
+        raise SolverError(failed, problem.faults(program, failed))
 
 
 class Cache:

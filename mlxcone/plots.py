@@ -52,8 +52,13 @@ def residuals(history: History, solve: int = 0, axes: Any = None) -> Any:
 
     Raises:
         ValueError: there was no such solve, or none.
+        TypeError: it is no `History`.
         ImportError: matplotlib is not installed.
     """
+    if not isinstance(history, History):
+        raise TypeError(
+            f"history: expected a mlxcone.History, got {type(history).__name__}; see its example"
+        )
     if not history.statuses:
         raise ValueError("history: no solve was seen; those of fixed length cannot be")
     if not 0 <= solve < len(history.statuses):

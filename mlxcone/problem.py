@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import functools
+from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
 import mlx.core as mx
@@ -154,9 +155,8 @@ def validate(P: Any, q: Any, A: Any, b: Any, rows: int) -> Arguments:
     for name, (array, shape) in expected.items():
         if array.shape[-len(shape) :] != shape or array.ndim - len(shape) not in (0, 1):
             dims = ", ".join(map(str, shape))
-            raise ValueError(
-                f"{name}: expected shape {shape} or (B, {dims}), got {tuple(array.shape)}"
-            )
+            wanted = f"shape {shape} or (B, {dims})" + (", or None for zero" * (name == "P"))
+            raise ValueError(f"{name}: expected {wanted}, got {tuple(array.shape)}")
     if n == 0:
         raise ValueError("q: expected at least one variable, got n = 0")
     arrays = {"A": (A, 3), "q": (q, 2), "b": (b, 2), "P": (P, 3)}
@@ -187,17 +187,38 @@ def reorder(array: mx.array, order: Sequence[int] | None, axis: int) -> mx.array
     return mx.take_along_axis(array, mx.broadcast_to(index, array.shape), axis=axis)
 
 
-def not_finite(program: Program) -> mx.array:
-    """Lanes whose data hold NaN or infinity, (B,)."""
-    bad = mx.zeros((program.lanes,), dtype=mx.bool_)
-    for array in (program.P, program.q, program.A.matrix, program.b):
+def _not_finite(program: Program) -> dict[str, mx.array]:
+    """For each of P, q, A and b the lanes in which it holds NaN or infinity, (B,) or ()."""
+    found = {}
+    arrays = {"P": program.P, "q": program.q, "A": program.A.matrix, "b": program.b}
+    for name, array in arrays.items():
         if array is None or array.size == 0:
             continue
-        batched = array.ndim == (2 if array is program.q or array is program.b else 3)
+        batched = array.ndim == (2 if name in "qb" else 3)
         axes = tuple(range(1 if batched else 0, array.ndim))
         # Zero times what is not finite is NaN: a third of the time of looking at each.
-        bad = bad | mx.isnan(mx.sum(0.0 * array, axis=axes))
-    return bad
+        found[name] = mx.isnan(mx.sum(0.0 * array, axis=axes))
+    return found
+
+
+def not_finite(program: Program) -> mx.array:
+    """Lanes whose data hold NaN or infinity, (B,)."""
+    none = mx.zeros((program.lanes,), dtype=mx.bool_)
+    return functools.reduce(mx.logical_or, _not_finite(program).values(), none)
+
+
+def faults(program: Program, lanes: Iterable[int]) -> dict[int, str]:
+    """What is wrong with the data of lanes that failed."""
+    bad: dict[str, Any] = {
+        name: mx.broadcast_to(where, (program.lanes,)).tolist()
+        for name, where in _not_finite(program).items()
+    }
+    found = {}
+    for lane in lanes:
+        names = [name for name, where in bad.items() if where[lane]]
+        told = f"NaN or infinity in {' and '.join(names)}" if names else ""
+        found[lane] = told or "P is not positive semidefinite"
+    return found
 
 
 def unusable(program: Program, precision: float) -> mx.array:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, fields, replace
+from dataclasses import InitVar, dataclass, fields, replace
 from difflib import get_close_matches
 from numbers import Real
 from operator import index
@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 _ALIASES = {"eps": ("eps_abs", "eps_rel")}
+_MEANT = {"tol": "eps", "tolerance": "eps", "rho": "scale"}  # others' names
 _MOST = {"data_rounding": 2.0**-7, "acceleration_lookback": 100}  # bfloat16's; each costs memory
 _POSITIVE = ("eps_infeas", "scale", "rho_x")
 _LEAST = {"check_interval": 1, "acceleration_interval": 1, "derivative_sweeps": 2}  # others: 0
@@ -63,8 +64,7 @@ _READ: dict[str, Callable[[str, Any], Any]] = {
 class Settings:
     """How a solve runs. Names follow SCS where SCS has the setting.
 
-    Where settings are given by name, to `solve` or in a layer's ``solver_args``, ``eps`` stands for
-    ``eps_abs`` and ``eps_rel``.
+    ``eps`` sets ``eps_abs`` and ``eps_rel``, here and wherever settings are given by name.
 
     Termination (in original units, infinity norm; O'Donoghue 2021, section 5):
 
@@ -158,8 +158,12 @@ class Settings:
     smoothing: float = 0.0
     on_failure: str = "return"
     verbose: bool = False
+    eps: InitVar[float | None] = None
 
-    def __post_init__(self) -> None:
+    def __post_init__(self, eps: float | None) -> None:
+        if eps is not None:
+            for name in _ALIASES["eps"]:
+                object.__setattr__(self, name, _amount("eps", eps))
         for field in fields(self):
             # As plain Python numbers: settings are keys of caches.
             value = _READ[str(field.type)](field.name, getattr(self, field.name))
@@ -219,8 +223,10 @@ class Settings:
         for key, value in overrides.items():
             if key not in names and key not in _ALIASES:
                 valid = sorted({*names, *_ALIASES, *others})
-                close = get_close_matches(str(key), valid, 1)
+                close = [_MEANT[key]] if key in _MEANT else get_close_matches(str(key), valid, 1)
                 hint = f" (did you mean {close[0]!r}?)" if close else ""
+                if key == "solver_args":
+                    hint = " (which is a layer's: pass what is in it by name)"
                 known = ", ".join(valid)
                 raise ValueError(f"unknown solver argument {key!r}{hint}; valid ones: {known}")
             if key in _ALIASES:

@@ -19,6 +19,12 @@ class Status(IntEnum):
     UNBOUNDED_INACCURATE = -6
     INFEASIBLE_INACCURATE = -7
 
+    @classmethod
+    def _missing_(cls, value: object) -> Status | None:
+        """``info.status`` of one problem, an array, is as good as its number."""
+        item = getattr(value, "item", None)
+        return cls(item()) if item is not None and getattr(value, "size", 0) == 1 else None
+
     @property
     def message(self) -> str:
         """What happened, and what to do about it."""

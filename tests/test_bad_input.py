@@ -7,6 +7,7 @@ in test_fuzz.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 import cvxpy as cp
@@ -16,6 +17,7 @@ import pytest
 
 import mlxcone
 from cvxpylayers_mlx import CvxpyLayer
+from mlxcone import SolverError
 from mlxcone.testing import verify_solution
 
 DATA: tuple[Any, ...] = (np.eye(2), np.array([1.0, -1.0]), -np.eye(2), np.zeros(2), {"l": 2})
@@ -251,3 +253,71 @@ def test_a_solver_is_looked_at_when_it_is_made(change: dict[str, Any], message: 
     given = {"P": np.eye(2), "A": np.eye(2), "cones": {"l": 2}} | change
     with pytest.raises(ValueError, match=message):
         mlxcone.Solver(given["P"], given["A"], given["cones"])
+
+
+# --- what a new user met on a first evening ------------------------------------------------------
+
+
+def two_parameters(**how: Any) -> CvxpyLayer:
+    """A layer of A (3, 3) and p (3,)."""
+    x, A, p = cp.Variable(3), cp.Parameter((3, 3), name="A"), cp.Parameter(3, name="p")
+    problem: Any = cp.Problem(cp.Minimize(cp.sum_squares(A @ x - p)), [x >= 0])
+    return CvxpyLayer(problem, [A, p], [x], **how)
+
+
+def ones(*shape: int) -> mx.array:
+    return mx.ones(shape)
+
+
+def norm_layer(solver: Any) -> CvxpyLayer:
+    x, p = cp.Variable(3), cp.Parameter(3)
+    problem: Any = cp.Problem(cp.Minimize(cp.norm(x - p)), [cp.sum(x) == 1, x >= 0])
+    return CvxpyLayer(problem, [p], [x], solver=solver)
+
+
+def no_program(**how: Any) -> Any:
+    q, A, b = mx.array([1.0, math.nan]), -mx.eye(2), mx.zeros(2)
+    return mlxcone.solve(how.pop("P", None), how.pop("q", q), A, b, {"l": 2}, **how)
+
+
+EVENING: dict[str, tuple[Callable[[], Any], type[Exception], str]] = {
+    "swapped": (lambda: two_parameters()(ones(3), ones(3, 3)), ValueError, r"A takes \(3, 3\)"),
+    "column": (lambda: two_parameters()(ones(3, 3), ones(3, 1)), ValueError, r"\(batch, 3\)"),
+    "batches": (lambda: two_parameters()(ones(9, 3, 3), ones(4, 3)), ValueError, "for A, p"),
+    "axes": (lambda: two_parameters()(ones(2, 2, 3, 3), ones(3)), ValueError, "mx.vmap"),
+    "missing": (lambda: two_parameters()(ones(3, 3)), ValueError, "expected 2: A, p"),
+    "tol": (lambda: no_program(tol=1e-4), ValueError, "did you mean 'eps'"),
+    "solver_args": (lambda: no_program(solver_args={}), ValueError, "by name"),
+    "NaN": (lambda: no_program(on_failure="raise"), SolverError, "NaN or infinity in q"),
+    "zero P": (lambda: no_program(P=0), ValueError, "or None for zero"),
+    "foreign": (lambda: norm_layer("OSQP")(ones(3)), ValueError, "OSQP does not take this"),
+    "empty box": (lambda: mlxcone.nn.BoxSimplex(4, 0.5, 0.4, 2.0), ValueError, "upper: expected"),
+    "solution": (lambda: mlxcone.plots.residuals(no_program()), TypeError, "mlxcone.History"),  # type: ignore[arg-type]
+}
+
+
+@pytest.mark.parametrize("name", EVENING)
+def test_a_message_leads_to_the_fix(name: str) -> None:
+    call, kind, words = EVENING[name]
+    with pytest.raises(kind, match=words):
+        call()
+
+
+def test_what_was_meant_is_understood() -> None:
+    assert mlxcone.Settings(eps=1e-4) == mlxcone.Settings(eps_abs=1e-4, eps_rel=1e-4)
+    info = no_program(q=ones(2)).info
+    assert mlxcone.Status(info.status) is mlxcone.Status.SOLVED
+    with pytest.raises(ValueError, match="valid Status"):
+        mlxcone.Status(ones(2))
+    found = norm_layer(mlxcone.MLXCONE())(ones(3))[0]
+    np.testing.assert_allclose(np.array(found), 1 / 3, atol=1e-6)
+    scores = np.array([1.0, 2.0, 3.0, 4.0], dtype=np.float32)  # the third is at the edge
+    assert mlxcone.nn.Sparsemax(4)(scores).tolist() == [0.0, 0.0, 0.0, 1.0]
+    assert mlxcone.nn.SoftTopK(4, k=2)(scores).tolist() == [0.0, 0.0, 1.0, 1.0]
+
+
+def test_a_sparse_parameter_is_no_reason_to_warn(recwarn: pytest.WarningsRecorder) -> None:
+    x, P = cp.Variable(2), cp.Parameter((2, 2), sparsity=([0, 1], [0, 1]))
+    problem: Any = cp.Problem(cp.Minimize(cp.sum_squares(P @ x - 1)))
+    np.testing.assert_allclose(np.array(CvxpyLayer(problem, [P], [x])(mx.eye(2))[0]), 1.0)
+    assert not recwarn.list

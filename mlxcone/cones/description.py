@@ -193,8 +193,10 @@ class Cones:
         return cls(**sizes)
 
 
-def _known() -> list[str]:
-    return sorted([*_SCS_KEYS, "bl", "bu", "power_nd"])
+def _known() -> str:
+    scs = [key for key in _SCS_KEYS if key != "f"]  # SCS's old name of "z"
+    names = [field.name for field in fields(Cones)]
+    return f"{', '.join([*scs, 'bl with bu'])}; or {', '.join(names)}"
 
 
 def layout(cones: Cones) -> list[tuple[Any, int]]:

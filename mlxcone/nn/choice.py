@@ -10,6 +10,7 @@ import mlx.nn as nn
 from mlxcone.devices import on_cpu
 from mlxcone.nn import checks
 from mlxcone.nn.projections import BoxSimplex, Simplex
+from mlxcone.problem import as_array
 
 
 class Sparsemax(nn.Module):
@@ -38,7 +39,7 @@ class Sparsemax(nn.Module):
         Raises:
             ValueError: the last axis has another size.
         """
-        return self._project(scores / self._temperature)
+        return self._project(as_array("scores", scores) / self._temperature)
 
 
 class SoftTopK(nn.Module):
@@ -73,4 +74,4 @@ class SoftTopK(nn.Module):
         Raises:
             ValueError: the last axis has another size.
         """
-        return self._project(scores / self._temperature)
+        return self._project(as_array("scores", scores) / self._temperature)

@@ -10,6 +10,7 @@ import mlx.nn as nn
 
 from mlxcone.devices import on_cpu
 from mlxcone.nn import checks
+from mlxcone.problem import as_array
 from mlxcone.solver import solve
 
 
@@ -104,6 +105,8 @@ class LinearMPC(nn.Module):
         """
         n, m = self.control.shape
         T = self._horizon
+        state = as_array("state", state)
+        target = None if target is None else as_array("target", target)
         for name, value in (("state", state), ("target", target)):
             if value is not None and value.shape not in (state.shape, (n,)):
                 raise ValueError(f"{name}: expected shape {state.shape}, got {value.shape}")

@@ -12,8 +12,11 @@ import numpy as np
 from mlxcone.devices import on_cpu
 from mlxcone.gather import gather
 from mlxcone.nn import checks
+from mlxcone.problem import as_array
 from mlxcone.solution import Solution
 from mlxcone.solver import Solver
+
+_ROUNDING = 1e-13
 
 
 class Projection(nn.Module):
@@ -55,6 +58,7 @@ class Projection(nn.Module):
         Raises:
             ValueError: the last axis has another size.
         """
+        v = as_array("v", v)
         if v.ndim < 1 or v.shape[-1] != self._count:
             raise ValueError(f"v: expected shape (..., {self._count}), got {v.shape}")
         lanes = v.size // self._count
@@ -66,6 +70,12 @@ class Projection(nn.Module):
     def _nearest(self, found: Solution) -> mx.array:
         """X of a solution, (lanes, size)."""
         return found.x[:, : self._count]
+
+
+def _without_rounding(slack: mx.array, size: float) -> mx.array:
+    """What is left of the rounding of float64 taken for zero, with the gradient it had."""
+    rounding = mx.where(slack <= _ROUNDING * size, slack, 0.0)
+    return slack - mx.stop_gradient(rounding)
 
 
 class Simplex(Projection):
@@ -87,8 +97,8 @@ class Simplex(Projection):
         super().__init__(n, A, b, {"z": 1, "l": n}, **settings)
 
     def _nearest(self, found: Solution) -> mx.array:
-        # Slacks are in their cone to the last bit: zeros are zeros.
-        return found.s[:, 1:]
+        # Slacks are in their cone to the last bit: zeros are zeros, but for rounding at a tie.
+        return _without_rounding(found.s[:, 1:], self._level.max())
 
 
 class BoxSimplex(Projection):
@@ -109,6 +119,8 @@ class BoxSimplex(Projection):
         self, size: int, lower: float, upper: float, total: float, **settings: Any
     ) -> None:
         n = checks.size("size", size)
+        if not lower <= upper:
+            raise ValueError(f"upper: expected at least lower = {lower!r}, got {upper!r}")
         if not n * lower <= total <= n * upper:
             raise ValueError(
                 f"total: expected a number from {n * lower} to {n * upper}, got {total!r}"
@@ -120,8 +132,9 @@ class BoxSimplex(Projection):
 
     def _nearest(self, found: Solution) -> mx.array:
         # As exact as slacks are, at either end.
-        below, above = mx.split(found.s[:, 1:], 2, axis=1)
         lower, upper = self._limits
+        slack = _without_rounding(found.s[:, 1:], upper - lower)
+        below, above = mx.split(slack, 2, axis=1)
         return mx.where(above <= below, lower + above, upper - below)
 
 
@@ -204,6 +217,7 @@ class Semidefinite(nn.Module):
             ValueError: the last axes have another size.
         """
         n = self._order
+        matrix = as_array("matrix", matrix)
         if matrix.ndim < 2 or tuple(matrix.shape[-2:]) != (n, n):
             raise ValueError(f"matrix: expected shape (..., {n}, {n}), got {matrix.shape}")
         factor = mx.array(self._factor, dtype=mx.float64).astype(matrix.dtype)

@@ -9,6 +9,7 @@ import mlx.nn as nn
 
 from mlxcone.devices import on_cpu
 from mlxcone.nn import checks
+from mlxcone.problem import as_array
 from mlxcone.solver import solve
 
 
@@ -63,7 +64,7 @@ class QuadraticProgram(nn.Module):
         Raises:
             ValueError: the last axis has another size.
         """
-        n = self.interior.size
+        n, p = self.interior.size, as_array("p", p)
         if p.ndim < 1 or p.shape[-1] != n:
             raise ValueError(f"p: expected shape (..., {n}), got {p.shape}")
         L, G = mx.tril(self.factor), self.inequality

@@ -10,7 +10,13 @@ from dataclasses import replace
 from typing import Any, NamedTuple
 
 import numpy as np
-from hypothesis import strategies as st
+
+try:
+    from hypothesis import strategies as st
+except ImportError as error:
+    raise ImportError(
+        "mlxcone.testing.strategies needs hypothesis: pip install hypothesis"
+    ) from error
 
 from mlxcone.testing import manufacture, scaling
 from mlxcone.testing.manufacture import Expect, Instance
