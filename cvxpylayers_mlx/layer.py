@@ -160,9 +160,7 @@ class CvxpyLayer:
             found = self._solver(read, _options(solver_args), wrong)
         except mlxcone.SolverError as error:
             told = parameter_vector.faults(checked, form.signs, form.picks, self._names)
-            # Unseen, they may have the wrong sign, which the program shows as NaN.
-            faults = {} if told is None else {**error.faults, **told}
-            raise mlxcone.SolverError(error.statuses, faults) from None
+            raise mlxcone.SolverError(error.statuses, {**error.faults, **told}) from None
         # Nothing batched reached the data of a batched call: every lane has the same answer.
         x, y = (v if v.ndim == 2 else v[None] for v in (found.x, found.y))
         values = [recover.value(x, y, v, checked.dtype) for v in form.variables]

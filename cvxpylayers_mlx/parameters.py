@@ -139,14 +139,14 @@ def _below_zero(flat: mx.array) -> mx.array:
 
 def faults(
     checked: Checked, signs: Sequence[int], picks: Sequence[Pick], names: Sequence[str]
-) -> dict[int, str] | None:
+) -> dict[int, str]:
     """What is wrong with the parameters of the lanes, as far as one sees it by looking at them.
 
-    Evaluates them; None if that cannot be done. Arguments as for `wrong_sign` and `select`, and the
-    names of the parameters.
+    Evaluates them, if that can be done. Arguments as for `wrong_sign` and `select`, and the names
+    of the parameters.
     """
     if not have_numbers(checked.values):
-        return None
+        return {}
     logarithms = {p.parameter for p in picks if p.component == "logarithm"}
     found: dict[int, str] = {}
     for i, (value, sign) in enumerate(zip(checked.values, signs, strict=True)):

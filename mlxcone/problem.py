@@ -14,6 +14,7 @@ from mlxcone.operators import Place, Rectangular, row_times
 
 _NEGATIVE, _LEAST_NEGATIVE = 8.0, 1e-10  # eigenvalues of P, beside its norm: roundings, at least
 _ASYMMETRY = {mx.float32: 1e-5, mx.float64: 1e-9}  # of P, relative, that may be rounding
+_OF_A_LAYER = ", which of a layer may mean a parameter that has not its declared sign"
 _FLOATS = (mx.float16, mx.bfloat16, mx.float32, mx.float64)
 
 
@@ -216,8 +217,8 @@ def faults(program: Program, lanes: Iterable[int]) -> dict[int, str]:
     found = {}
     for lane in lanes:
         names = [name for name, where in bad.items() if where[lane]]
-        told = f"NaN or infinity in {' and '.join(names)}" if names else ""
-        found[lane] = told or "P is not positive semidefinite"
+        told = f"NaN or infinity in {' and '.join(names)}" + _OF_A_LAYER
+        found[lane] = told if names else "P is not positive semidefinite"
     return found
 
 
