@@ -1,10 +1,10 @@
 # %% [markdown]
 # # Data-parallel training
 #
-# Run with `mlx.launch -n 2 examples/data_parallel.py`. Every process draws data of its own, trains
-# the same model through a convex layer, and gradients are averaged at each step. At the end one
-# batch is shared out over the processes (`mlxcone.distributed`) and compared with what one process
-# finds.
+# Run with `mlx.launch -n 2 python examples/data_parallel.py`. Every process draws data of its own,
+# trains the same model through a convex layer, and gradients are averaged at each step. At the end
+# one batch is shared out over the processes (`mlxcone.distributed`) and compared with what one
+# process finds.
 
 # %%
 import time

@@ -2,7 +2,7 @@
 
 Every process makes the same call with the same whole batch, solves its share of the lanes, and gets
 all the answers and the whole gradient: what one process would have got. Start the processes with
-``mlx.launch -n 4 script.py``.
+``mlx.launch -n 4 python script.py``.
 """
 
 from __future__ import annotations
