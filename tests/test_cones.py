@@ -608,7 +608,7 @@ def test_dictionaries_mean_what_they_mean_to_the_verifier(given_as: dict[str, An
         ({"bl": [0.0], "bu": [-1.0]}, "'box' has a lower bound that is not at most"),
         ({"bl": [0.0], "bu": [1.0, 2.0]}, "'box' has 1 lower and 2 upper bounds"),
         ({"bl": [0.0]}, "a box has 'bl' and 'bu'"),
-        ({"k": 1}, "unknown cone 'k'; known: .*'power_nd'"),
+        ({"k": 1}, "unknown cone 'k'; known: z, l, .* bl with bu; or zero, .*, power_nd"),
         ([3, 2], "expected Cones or a dict, got list"),
         (None, "expected Cones or a dict, got NoneType"),
     ],
