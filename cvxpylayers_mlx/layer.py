@@ -43,7 +43,7 @@ def _options(solver_args: Any) -> Mapping[str, Any]:
 
 def _solver_name(solver: Any) -> str:
     """CVXPY's name of a solver, or of the object that is one."""
-    name = getattr(solver, "name", None)
+    name = getattr(solver() if isinstance(solver, type) else solver, "name", None)
     return str(name() if callable(name) else solver).upper()
 
 
@@ -166,7 +166,9 @@ class CvxpyLayer:
         values = [recover.value(x, y, v, checked.dtype) for v in form.variables]
         info = found.info._replace(objective=self._objective(found, selected))
         if checked.batch is None:
-            return mlxcone.evaluated(LayerSolution(tuple(v[0] for v in values), info, found))
+            return mlxcone.evaluated(
+                LayerSolution(tuple(mx.squeeze(v, 0) for v in values), info, found)
+            )
         batch = checked.batch
         values = [mx.broadcast_to(v, (batch, *v.shape[1:])) for v in values]
         info = mlxcone.Info(*(mx.broadcast_to(v, (batch,)) for v in info))
@@ -175,7 +177,7 @@ class CvxpyLayer:
     def _objective(self, found: mlxcone.Solution, selected: parameter_vector.Checked) -> mx.array:
         form = self._canonical
         constant = self._data(selected, form.constant)
-        value = form.sign * (found.info.objective + constant[..., 0])
+        value = form.sign * (found.info.objective + mx.squeeze(constant, -1))
         value = recover.exp(value) if form.logarithm else value
         return value.astype(selected.dtype)
 
@@ -187,4 +189,4 @@ class CvxpyLayer:
         batched = any(u and b for u, b in zip(part.uses, selected.batched, strict=True))
         lanes = (selected.batch or 1) if batched else 1
         found = part(parameter_vector.flatten(selected, part.uses, lanes))
-        return found if batched else found[0]
+        return found if batched else mx.squeeze(found, 0)

@@ -7,6 +7,7 @@ all the answers and the whole gradient: what one process would have got. Start t
 
 from __future__ import annotations
 
+import re
 import zlib
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
@@ -96,33 +97,43 @@ def _fingerprint(arguments: Sequence[mx.array]) -> tuple[float, float]:
 
 @on_cpu
 def _agree(
-    arguments: Sequence[mx.array], axes: Sequence[int | None], group: mx.distributed.Group
+    arguments: Sequence[mx.array],
+    axes: Sequence[int | None],
+    options: Mapping[str, Any],
+    group: mx.distributed.Group,
 ) -> int:
     """The batch size, if all processes make the same call; all learn if one does not.
 
     Raises:
         ValueError: this process's arguments do not fit together, or not to the others'.
-        RuntimeError: another's do not fit together.
+        RuntimeError: another's do not fit together; under ``vmap`` or ``compile``.
     """
     error, lanes = None, 0
     try:
         lanes = _batch_size(arguments, axes)
     except ValueError as found:
         error = found
-    layout = zlib.crc32(repr([(a.shape, a.dtype) for a in arguments]).encode()) >> 10
-    said = [float(error is not None), lanes, layout, *_fingerprint(arguments)]
+    shapes = [(a.shape, a.dtype) for a in arguments]
+    told = re.sub(r" at 0x\w+", "", repr((shapes, sorted(options.items()))))
+    layout = zlib.crc32(told.encode()) >> 10
+    try:
+        marks = _fingerprint(arguments)
+    except (RuntimeError, ValueError) as traced:
+        raise RuntimeError("sharded: MLX does not communicate under vmap and compile") from traced
+    said = [float(error is not None), lanes, layout, *marks]
     heard: Any = mx.distributed.all_gather(mx.array([said]), group=group).tolist()
     if error is not None:
         raise error
-    failed, sizes, layouts, *marks = zip(*heard, strict=True)
+    failed, sizes, layouts, *columns = zip(*heard, strict=True)
     if any(failed):
-        raise RuntimeError(f"sharded: {int(sum(failed))} of {len(failed)} calls failed; see theirs")
+        ranks = [rank for rank, wrong in enumerate(failed) if wrong]
+        raise RuntimeError(f"sharded: the calls of processes {ranks} failed; see theirs")
     same = "sharded: every process must make the same call with the same whole batch; "
     if len(set(sizes)) > 1:
         raise ValueError(f"{same}batch sizes are {[int(size) for size in sizes]}")
     if len(set(layouts)) > 1:
-        raise ValueError(f"{same}shapes or dtypes of the arguments differ")
-    if any(max(m) - min(m) > _SAME * max(1.0, *map(abs, m)) for m in marks):
+        raise ValueError(f"{same}shapes or dtypes of the arguments, or options, differ")
+    if any(max(m) - min(m) > _SAME * max(1.0, *map(abs, m)) for m in columns):
         raise ValueError(f"{same}the numbers in the arguments differ")
     return lanes
 
@@ -164,7 +175,8 @@ def sharded(
     ```
 
     Every process must make the same calls with the same whole batch, not with its share of one, and
-    evaluate the gradients it asks for, for each waits for the others'. Batches need not divide
+    evaluate the gradients it asks for, for each waits for the others'. Arguments are compared; what
+    the function holds besides, constants of a layer for example, is not. Batches need not divide
     evenly.
     Works under ``mx.grad``, ``value_and_grad``, ``vjp`` and ``jvp``; not under ``vmap`` and
     ``compile``, which know no communication.
@@ -173,7 +185,7 @@ def sharded(
         function: takes arrays with a batch axis, or without one if shared by the batch; returns a
             tree of arrays whose first axis is that batch. A `CvxpyLayer`, a `Solver`'s ``solve``.
         in_axes: which axis of each argument is the batch, None where it is shared; one value for
-            all, as in ``mx.vmap``.
+            all. Unlike that of ``mx.vmap``, the function gets the axis, where it was.
         group: of processes, by default all of them (``mx.distributed.init()``).
 
     Returns:
@@ -190,7 +202,7 @@ def sharded(
         team = mx.distributed.init() if group is None else group
         axes = in_axes if isinstance(in_axes, Sequence) else [in_axes] * len(arguments)
         alone = team.size() == 1
-        lanes = _batch_size(arguments, axes) if alone else _agree(arguments, axes, team)
+        lanes = _batch_size(arguments, axes) if alone else _agree(arguments, axes, options, team)
         if alone or lanes == 0:
             return function(*arguments, **options)
         shares = _Shares.of(lanes, team)
@@ -245,7 +257,7 @@ def solve(
     Raises:
         ValueError, TypeError: as `mlxcone.solve`.
     """
-    names = ("P", "q", "A", "b")
+    names, cones = ("P", "q", "A", "b"), Cones.of(cones)
     given = [
         None if v is None else problem.as_array(name, v)
         for name, v in zip(names, (P, q, A, b), strict=True)
@@ -253,7 +265,7 @@ def solve(
     present = [k for k, v in enumerate(given) if v is not None]
     arrays = [given[k] for k in present]
 
-    def local(*values: mx.array) -> Solution:
+    def local(*values: mx.array, cones: Cones, **settings: Any) -> Solution:
         data: list[Any] = [None] * 4
         for place, value in zip(present, values, strict=True):
             data[place] = value
@@ -262,5 +274,5 @@ def solve(
 
     axes = [0 if given[k].ndim > _RANKS[k] else None for k in present]  # type: ignore[union-attr]
     if all(axis is None for axis in axes):
-        return local(*arrays)  # type: ignore[arg-type]
-    return sharded(local, axes, group)(*arrays)
+        return local(*arrays, cones=cones, **settings)  # type: ignore[arg-type]
+    return sharded(local, axes, group)(*arrays, cones=cones, **settings)

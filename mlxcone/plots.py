@@ -110,9 +110,15 @@ def statuses(solution: Solution | Info, axes: Any = None) -> Any:
         The axes.
 
     Raises:
+        TypeError: it is neither.
         ImportError: matplotlib is not installed.
     """
     info: Any = getattr(solution, "info", solution)
+    if not isinstance(info, Info):
+        kind = type(solution).__name__
+        raise TypeError(
+            f"solution: expected one, its info, or what layer.solve returns, got {kind}"
+        )
     codes: Any = mx.reshape(info.status, (-1,)).tolist()
     axes = _axes(axes)
     shown = [status for status in Status if int(status) in codes]

@@ -14,7 +14,7 @@ from mlxcone.operators import Place, Rectangular, row_times
 
 _NEGATIVE, _LEAST_NEGATIVE = 8.0, 1e-10  # eigenvalues of P, beside its norm: roundings, at least
 _ASYMMETRY = {mx.float32: 1e-5, mx.float64: 1e-9}  # of P, relative, that may be rounding
-_OF_A_LAYER = ", which of a layer may mean a parameter that has not its declared sign"
+_OF_A_LAYER = " (in a layer also: a parameter without its declared sign)"
 _FLOATS = (mx.float16, mx.bfloat16, mx.float32, mx.float64)
 
 
@@ -148,7 +148,7 @@ def validate(P: Any, q: Any, A: Any, b: Any, rows: int) -> Arguments:
     if m != rows:
         raise ValueError(
             f"A: expected {rows} rows, the sum of the cones (a semidefinite one of order k has "
-            f"k (k + 1) / 2), got shape {A.shape}"
+            f"k (k + 1) / 2), got shape {A.shape}; arguments are P, q, A, b, cones"
         )
     expected: dict[str, tuple[mx.array, tuple[int, ...]]] = {"q": (q, (n,)), "b": (b, (m,))}
     if P is not None:

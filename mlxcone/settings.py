@@ -62,7 +62,7 @@ _READ: dict[str, Callable[[str, Any], Any]] = {
 
 @dataclass(frozen=True)
 class Settings:
-    """How a solve runs. Names follow SCS where SCS has the setting.
+    """How a solve runs. Names follow SCS where SCS has the setting. A lane is a problem of a batch.
 
     ``eps`` sets ``eps_abs`` and ``eps_rel``, here and wherever settings are given by name.
 

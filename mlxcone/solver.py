@@ -252,5 +252,6 @@ def _solution(
     info = Info(status, iterations, factorizations, primal, dual, gap, objective)
     x, y, s = (v.astype(args.q.dtype) for v in (x, y, s))
     if args.batch is None:
-        return Solution(x[0], y[0], s[0], Info(*(v[0] for v in info)))
+        x, y, s, *info = (mx.squeeze(v, 0) for v in (x, y, s, *info))
+        return Solution(x, y, s, Info(*info))
     return Solution(x, y, s, info)

@@ -69,6 +69,11 @@ def infeasible_lane() -> None:
         raise AssertionError("an infeasible lane went unnoticed")
 
 
+def cone_program(cones: dict[str, int], **settings: Any) -> None:
+    A, b = np.vstack([np.ones((1, 2)), -np.eye(2)]), np.array([1.0, 0.0, 0.0])
+    distributed.solve(np.eye(2), np.ones((4, 2)), A, b, cones, **settings)
+
+
 def errors() -> None:
     first = GROUP.rank() == 0
     own = mx.random.normal((6, 2), key=mx.random.key(GROUP.rank()))
@@ -80,6 +85,8 @@ def errors() -> None:
         (lambda: distributed.sharded(lambda a: a)(mx.ones((11 if first else 4, 2))), "[11, 4"),
         (lambda: distributed.sharded(lambda a: a)(mx.ones((2, 2 if first else 3))), "dtypes"),
         (lambda: distributed.sharded(lambda a: a)(own), "numbers"),
+        (lambda: cone_program({"z": 1, "l": 2} if first else {"l": 3}), "options"),
+        (lambda: cone_program({"l": 3}, eps=1e-6 if first else 1e-7), "options"),
     ):
         try:
             call()
@@ -87,6 +94,12 @@ def errors() -> None:
             assert words in str(error), error
         else:
             raise AssertionError(words)
+    try:
+        mx.vmap(distributed.sharded(lambda a: a))(mx.ones((2, 3, 2)))
+    except RuntimeError as error:
+        assert "vmap" in str(error), error
+    else:
+        raise AssertionError("nothing is sent under vmap")
     # One process alone is wrong.
     try:
         distributed.sharded(lambda a: a, 0 if first else None)(mx.ones((2, 2)))

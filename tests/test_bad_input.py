@@ -293,6 +293,8 @@ EVENING: dict[str, tuple[Callable[[], Any], type[Exception], str]] = {
     "foreign": (lambda: norm_layer("OSQP")(ones(3)), ValueError, "OSQP does not take this"),
     "empty box": (lambda: mlxcone.nn.BoxSimplex(4, 0.5, 0.4, 2.0), ValueError, "upper: expected"),
     "solution": (lambda: mlxcone.plots.residuals(no_program()), TypeError, "mlxcone.History"),  # type: ignore[arg-type]
+    "tuple": (lambda: mlxcone.plots.statuses((1,)), TypeError, "layer.solve"),  # type: ignore[arg-type]
+    "order": (lambda: mlxcone.solve(None, *DATA[1:4], {"l": 3}), ValueError, "P, q, A, b, cones"),
 }
 
 
@@ -309,8 +311,9 @@ def test_what_was_meant_is_understood() -> None:
     assert mlxcone.Status(info.status) is mlxcone.Status.SOLVED
     with pytest.raises(ValueError, match="valid Status"):
         mlxcone.Status(ones(2))
-    found = norm_layer(mlxcone.MLXCONE())(ones(3))[0]
-    np.testing.assert_allclose(np.array(found), 1 / 3, atol=1e-6)
+    for solver in (mlxcone.MLXCONE(), mlxcone.MLXCONE):
+        found = norm_layer(solver)(ones(3))[0]
+        np.testing.assert_allclose(np.array(found), 1 / 3, atol=1e-6)
     scores = np.array([1.0, 2.0, 3.0, 4.0], dtype=np.float32)  # the third is at the edge
     assert mlxcone.nn.Sparsemax(4)(scores).tolist() == [0.0, 0.0, 0.0, 1.0]
     assert mlxcone.nn.SoftTopK(4, k=2)(scores).tolist() == [0.0, 0.0, 1.0, 1.0]
