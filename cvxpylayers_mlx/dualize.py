@@ -28,6 +28,7 @@ from cvxpylayers_mlx.program import (
     constants,
     finished,
     grid,
+    mapped,
     row_times,
     warm_parts,
 )
@@ -143,7 +144,7 @@ class Dual:
         solved, zero = status[..., None] > 0, mx.array(0.0, dtype=mx.float64)
         ray = status[..., None] == int(Status.UNBOUNDED)
         slack = mx.where(ray, zero, b) - found.y
-        x = self.to_x(slack) if slack.ndim == 2 else mx.squeeze(self.to_x(slack[None]), 0)
+        x = mapped(self.to_x, slack)
         # NaN must not meet the sums over lanes that derivatives of a shared cost make.
         value = mx.sum(cost * mx.where(mx.isfinite(x), x, zero), axis=-1)
         objective = mx.where(solved[..., 0], value, mx.nan)

@@ -26,6 +26,7 @@ from cvxpylayers_mlx.program import (
     constants,
     finished,
     grid,
+    mapped,
     row_times,
     warm_parts,
 )
@@ -176,8 +177,7 @@ class Elimination:
 
 def _join(place: mlxcone.SparseMap, kept: mx.array, gone: mx.array) -> mx.array:
     """Both in the order of the whole program."""
-    both = mx.concatenate([kept, gone], axis=-1)
-    return place(both) if both.ndim == 2 else mx.squeeze(place(both[None]), 0)
+    return mapped(place, mx.concatenate([kept, gone], axis=-1))
 
 
 def _places(kept: np.ndarray, gone: np.ndarray) -> mlxcone.SparseMap:

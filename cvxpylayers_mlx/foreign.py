@@ -111,16 +111,16 @@ def _solve(
         objective = objective + 0.5 * cp.quad_form(x, cp.psd_wrap(0.5 * (P + P.T)))
     parts = _constraints(s, cones)
     problem = cp.Problem(cp.Minimize(objective), [constraint for constraint, _ in parts])
-    try:
-        problem.get_problem_data(name)
-    except cp.SolverError as error:
-        raise ValueError(f"solver: {name} does not take this problem: {error}") from None
     status = mlxcone.Status.FAILED
     try:
         problem.solve(solver=name, **options)
         status = _STATUS.get(problem.status, status)
     except cp.SolverError:
-        pass  # it gave up: FAILED
+        # It gave up: FAILED, unless it was never asked.
+        try:
+            problem.get_problem_data(name)
+        except cp.SolverError as error:
+            raise ValueError(f"solver: {name} does not take this problem: {error}") from None
     if status <= 0 or x.value is None:
         return (status, *none)
     duals = [np.zeros(0), *(dual(constraint) for constraint, dual in parts)]

@@ -62,6 +62,11 @@ def spoiled(data: Data, wrong: mx.array | None) -> Data:
     return data._replace(q=data.q + blot.astype(data.q.dtype))
 
 
+def mapped(by: mlxcone.SparseMap, v: mx.array) -> mx.array:
+    """A map of v (k,) or (B, k)."""
+    return by(v) if v.ndim == 2 else mx.squeeze(by(v[None]), 0)
+
+
 def row_times(v: mx.array, matrix: mx.array) -> mx.array:
     """Row vectors v (k,) or (B, k) times a matrix (k, l) or (B, k, l)."""
     return v @ matrix if matrix.ndim == 2 else (v[..., None, :] @ matrix)[..., 0, :]

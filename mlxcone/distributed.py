@@ -23,7 +23,8 @@ from mlxcone.solver import solve as solve_here
 from mlxcone.status import SolverError
 
 _RANKS = (2, 1, 2, 1)  # of P, q, A and b without a batch axis
-_SAME = 1e-4  # rounding of another machine, and a hundred times that
+_SAME = 1e-4  # fingerprints differ by less from another machine's rounding, by more from other data
+_SCATTER = 2654435761  # 2^32 over the golden ratio: its multiples have random-looking high bits
 
 
 class _Shares(NamedTuple):
@@ -87,7 +88,7 @@ def _fingerprint(arguments: Sequence[mx.array]) -> tuple[float, float]:
     for place, array in enumerate(arguments, 1):
         flat = mx.stop_gradient(array).reshape(-1)
         flat = mx.where(mx.isfinite(flat), flat, 0).astype(mx.float32)
-        high = mx.arange(flat.size, dtype=mx.uint32) * mx.array(2654435761, dtype=mx.uint32)
+        high = mx.arange(flat.size, dtype=mx.uint32) * mx.array(_SCATTER, dtype=mx.uint32)
         signed = mx.where(high > 2**31, flat, -flat)
         total = mx.sum(mx.abs(flat)) + 1e-30
         share, size = share + place * mx.sum(signed) / total, size + place * mx.log(total)
@@ -178,8 +179,8 @@ def sharded(
     evaluate the gradients it asks for, for each waits for the others'. Arguments are compared; what
     the function holds besides, constants of a layer for example, is not. Batches need not divide
     evenly.
-    Works under ``mx.grad``, ``value_and_grad``, ``vjp`` and ``jvp``; not under ``vmap`` and
-    ``compile``, which know no communication.
+    Works under ``mx.grad``, ``value_and_grad``, ``vjp`` and ``jvp``; where there are several
+    processes not under ``vmap`` and ``compile``, which know no communication.
 
     Args:
         function: takes arrays with a batch axis, or without one if shared by the batch; returns a
@@ -265,6 +266,7 @@ def solve(
     present = [k for k, v in enumerate(given) if v is not None]
     arrays = [given[k] for k in present]
 
+    # Cones and settings are arguments for `sharded` to compare them.
     def local(*values: mx.array, cones: Cones, **settings: Any) -> Solution:
         data: list[Any] = [None] * 4
         for place, value in zip(present, values, strict=True):

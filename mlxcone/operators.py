@@ -177,7 +177,7 @@ class Rectangular(NamedTuple):
             None if self.turned is None else change(self.turned, 3),
             self.sparsity,
             tuple(change(a, 2) for a in self.entries),
-            dense,  # type: ignore[arg-type]
+            dense,  # type: ignore[arg-type]  # a pair stays one, which `tuple` does not tell
             tuple(part and part._replace(values=change(part.values, 2)) for part in self.single),
         )
 

@@ -52,9 +52,11 @@ class System:
         self._factor()
 
     def _factor(self) -> None:
+        """What each form of the system makes once; this class has none of its own."""
         raise NotImplementedError
 
     def _solve_once(self, r: mx.array, t: mx.array) -> tuple[mx.array, mx.array]:
+        """A solve by the factor of the form, without refinement."""
         raise NotImplementedError
 
     def square(self, v: mx.array) -> mx.array:
