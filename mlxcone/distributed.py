@@ -22,7 +22,7 @@ from mlxcone.solution import Solution, evaluated
 from mlxcone.solver import solve as solve_here
 from mlxcone.status import SolverError
 
-_RANKS = (2, 1, 2, 1)  # of P, q, A and b without a batch axis
+_RANKS = {"P": 2, "q": 1, "A": 2, "b": 1}  # without a batch axis
 _SAME = 1e-4  # fingerprints differ by less from another machine's rounding, by more from other data
 _SCATTER = 2654435761  # 2^32 over the golden ratio: its multiples have random-looking high bits
 
@@ -258,23 +258,16 @@ def solve(
     Raises:
         ValueError, TypeError: as `mlxcone.solve`.
     """
-    names, cones = ("P", "q", "A", "b"), Cones.of(cones)
-    given = [
-        None if v is None else problem.as_array(name, v)
-        for name, v in zip(names, (P, q, A, b), strict=True)
-    ]
-    present = [k for k, v in enumerate(given) if v is not None]
-    arrays = [given[k] for k in present]
+    cones, data = Cones.of(cones), zip("PqAb", (P, q, A, b), strict=True)
+    given = {name: problem.as_array(name, value) for name, value in data if value is not None}
 
     # Cones and settings are arguments for `sharded` to compare them.
     def local(*values: mx.array, cones: Cones, **settings: Any) -> Solution:
-        data: list[Any] = [None] * 4
-        for place, value in zip(present, values, strict=True):
-            data[place] = value
-        P, q, A, b = data
-        return solve_here(P, q, A, b, cones, **settings)
+        here = {"P": None, **dict(zip(given, values, strict=True))}
+        return solve_here(**here, cones=cones, **settings)
 
-    axes = [0 if given[k].ndim > _RANKS[k] else None for k in present]  # type: ignore[union-attr]
+    axes = [0 if a.ndim > _RANKS[name] else None for name, a in given.items()]
+    arrays = list(given.values())
     if all(axis is None for axis in axes):
-        return local(*arrays, cones=cones, **settings)  # type: ignore[arg-type]
+        return local(*arrays, cones=cones, **settings)
     return sharded(local, axes, group)(*arrays, cones=cones, **settings)
