@@ -45,16 +45,18 @@ from typing import Any, NamedTuple, cast
 import mlx.core as mx
 import numpy as np
 
-from mlxcone import admm, anderson, equilibrate, residuals, splitting_factor
-from mlxcone.anderson import Memory
 from mlxcone.cones.description import Cones
 from mlxcone.cones.product import Product
-from mlxcone.equilibrate import Scaling
-from mlxcone.operators import Rectangular
-from mlxcone.problem import Program
-from mlxcone.residuals import dot, norm
+from mlxcone.kkt import splitting_factor
+from mlxcone.kkt.splitting_factor import Explicit as Factor
+from mlxcone.methods import admm, anderson
+from mlxcone.methods.anderson import Memory
+from mlxcone.program import equilibrate, residuals
+from mlxcone.program.equilibrate import Scaling
+from mlxcone.program.operators import Rectangular
+from mlxcone.program.problem import Program
+from mlxcone.program.residuals import dot, norm
 from mlxcone.settings import Settings
-from mlxcone.splitting_factor import Explicit as Factor
 from mlxcone.testing import manufacture
 
 ROOT = Path(__file__).resolve().parent.parent

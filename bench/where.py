@@ -21,19 +21,12 @@ import mlx.core as mx
 from cases import CASES
 
 from cvxpylayers_mlx import CvxpyLayer, dualize, eliminate, layer
-from mlxcone import (
-    admm,
-    differentiable,
-    equilibrate,
-    kkt,
-    loop,
-    low_rank,
-    operators,
-    problem,
-    residuals,
-    splitting_factor,
-)
 from mlxcone.cones import product
+from mlxcone.derivatives import transforms as differentiable
+from mlxcone.kkt import low_rank, splitting_factor
+from mlxcone.kkt import reduced as kkt
+from mlxcone.methods import admm, loop
+from mlxcone.program import equilibrate, operators, problem, residuals
 
 RESULTS = Path(__file__).resolve().parent / "results"
 REST = "everything else"

@@ -4,9 +4,9 @@ import importlib
 from typing import TYPE_CHECKING
 
 from mlxcone._version import __version__
+from mlxcone.backend.devices import on_cpu
 from mlxcone.cones.description import Cones
-from mlxcone.devices import on_cpu
-from mlxcone.problem import as_array
+from mlxcone.program.problem import as_array
 from mlxcone.report import History, Progress, Watcher
 from mlxcone.settings import Settings
 from mlxcone.solution import Info, Solution, evaluated

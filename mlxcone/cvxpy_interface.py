@@ -27,7 +27,7 @@ from cvxpy.reductions.solvers.conic_solvers.conic_solver import ConicSolver
 from cvxpy.reductions.solvers.utilities import extract_dual_value, get_dual_values
 from cvxpy.utilities.psd_utils import TriangleKind
 
-from mlxcone.devices import on_cpu
+from mlxcone.backend.devices import on_cpu
 from mlxcone.settings import Settings
 from mlxcone.solution import Info, Solution
 from mlxcone.solver import Solver

@@ -15,9 +15,9 @@ from typing import Any, NamedTuple
 import mlx.core as mx
 from mlx.utils import tree_map
 
-from mlxcone import problem
+from mlxcone.backend.devices import on_cpu
 from mlxcone.cones.description import Cones
-from mlxcone.devices import on_cpu
+from mlxcone.program import problem
 from mlxcone.solution import Solution, evaluated
 from mlxcone.solver import solve as solve_here
 from mlxcone.status import SolverError

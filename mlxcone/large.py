@@ -13,20 +13,22 @@ from typing import Any, NamedTuple
 import mlx.core as mx
 import numpy as np
 
-from mlxcone import admm, devices, equilibrate, lanes, loop, problem, residuals
+from mlxcone.backend import devices, lanes
+from mlxcone.backend.devices import on_cpu
+from mlxcone.backend.repeated import EAGER
 from mlxcone.cones.description import Cones
 from mlxcone.cones.product import Product
-from mlxcone.conjugate import Blocks, Conjugate
-from mlxcone.devices import on_cpu
-from mlxcone.equilibrate import Scaling
-from mlxcone.loop import Loop, Point, Splitting
-from mlxcone.refine import met
-from mlxcone.repeated import EAGER
+from mlxcone.kkt.conjugate import Blocks, Conjugate
+from mlxcone.methods import admm, loop
+from mlxcone.methods.loop import Loop, Point, Splitting
+from mlxcone.methods.refine import met
+from mlxcone.program import equilibrate, problem, residuals
+from mlxcone.program.equilibrate import Scaling
+from mlxcone.program.residuals import Residuals, dot, norm
+from mlxcone.program.sparse import Sparse, SparseProgram
 from mlxcone.report import Report
-from mlxcone.residuals import Residuals, dot, norm
 from mlxcone.settings import Settings
 from mlxcone.solution import Info, Solution, evaluated
-from mlxcone.sparse import Sparse, SparseProgram
 from mlxcone.status import SolverError, Status
 
 _RTOL = 1e-3  # of the conjugate gradients, relative to the right-hand side; 1e-2 may not converge

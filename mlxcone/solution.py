@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 import mlx.core as mx
 
-from mlxcone.devices import on_cpu
+from mlxcone.backend.devices import on_cpu
 from mlxcone.status import Status
 
 

@@ -9,15 +9,16 @@ from typing import Any
 import mlx.core as mx
 import numpy as np
 
-from mlxcone import large, problem, structure
+from mlxcone import large
+from mlxcone.backend.devices import on_cpu
 from mlxcone.cones.description import Cones
 from mlxcone.cones.product import Product
-from mlxcone.devices import on_cpu
-from mlxcone.differentiable import Cache, custom
-from mlxcone.problem import reorder
+from mlxcone.derivatives.transforms import Cache, custom
+from mlxcone.program import problem, structure
+from mlxcone.program.problem import reorder
+from mlxcone.program.structure import Structure
 from mlxcone.settings import Settings
 from mlxcone.solution import Info, Solution, evaluated
-from mlxcone.structure import Structure
 
 _shared_custom = functools.lru_cache(maxsize=256)(custom)
 

@@ -12,8 +12,8 @@ import mlx.core as mx
 import numpy as np
 import scipy.sparse as sp
 
-from mlxcone.devices import on_cpu
-from mlxcone.sparse import Slabs
+from mlxcone.backend.devices import on_cpu
+from mlxcone.program.sparse import Slabs
 
 
 class SparseMap:

@@ -1,11 +1,13 @@
 """The layout of the packages, kept true by a walk over the import graph.
 
-A new module needs a row in ``LEVELS``; a module imports only what stands on a lower level.
+A folder of mlxcone is a wing, and so is a module beside the folders. A wing imports only from wings
+that stand left of it in ``WINGS``; inside of a folder no imports may run in a circle.
 """
 
 import ast
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
 import pytest
@@ -15,78 +17,30 @@ SOLVER = "mlxcone"
 LAYER = "cvxpylayers_mlx"
 TESTING = "mlxcone.testing"
 
-# Every module of mlxcone but `mlxcone` and `mlxcone.testing` themselves, which have rules of their
-# own below. The second number orders modules inside one level, for the few that need an order.
-LEVELS: dict[str, tuple[int, int]] = {
-    "mlxcone._version": (0, 0),
-    "mlxcone.devices": (0, 0),
-    "mlxcone._linalg": (0, 1),
-    "mlxcone.settings": (0, 0),
-    "mlxcone.status": (0, 0),
-    "mlxcone.lanes": (0, 0),
-    "mlxcone.gather": (0, 0),
-    "mlxcone.keyed": (0, 0),
-    "mlxcone.repeated": (0, 0),
-    "mlxcone.solution": (0, 1),
-    "mlxcone.cones.base": (1, 0),
-    "mlxcone.cones.linear": (1, 1),
-    "mlxcone.cones.second_order": (1, 1),
-    "mlxcone.cones.spectral3": (1, 1),
-    "mlxcone.cones.barrier": (1, 1),
-    "mlxcone.cones.probes": (1, 1),
-    "mlxcone.cones.box": (1, 2),
-    "mlxcone.cones.sign_iteration": (1, 1),
-    "mlxcone.cones.positive_part": (1, 1),
-    "mlxcone.cones.semidefinite": (1, 2),
-    "mlxcone.cones.exponential": (1, 2),
-    "mlxcone.cones.power": (1, 2),
-    "mlxcone.cones.power_nd": (1, 2),
-    "mlxcone.cones.description": (1, 0),
-    "mlxcone.cones.product": (1, 3),
-    "mlxcone.cones": (1, 4),
-    "mlxcone.pairs": (1, 4),
-    "mlxcone.operators": (1, 5),
-    "mlxcone.structure": (1, 6),
-    "mlxcone.problem": (1, 6),
-    "mlxcone.report": (1, 6),
-    "mlxcone.sparse": (1, 6),
-    "mlxcone.sparse_map": (1, 7),
-    "mlxcone.equilibrate": (2, 0),
-    "mlxcone.outcomes": (2, 1),
-    "mlxcone.anderson": (2, 0),
-    "mlxcone.residual_map": (2, 0),
-    "mlxcone.residuals": (2, 1),
-    "mlxcone.low_rank": (2, 0),
-    "mlxcone.separable": (2, 0),
-    "mlxcone.kkt": (2, 1),
-    "mlxcone.conjugate": (2, 2),
-    "mlxcone.splitting_factor": (2, 3),
-    "mlxcone.admm": (3, 0),
-    "mlxcone.multipliers": (3, 0),
-    "mlxcone.scaled_system": (3, 0),
-    "mlxcone.interior": (3, 1),
-    "mlxcone.derivative": (3, 0),
-    "mlxcone.centring": (3, 2),
-    "mlxcone.smoothing": (3, 3),
-    "mlxcone.certificates": (3, 1),
-    "mlxcone.refine": (3, 2),
-    "mlxcone.loop": (4, 0),
-    "mlxcone.ladder": (4, 1),
-    "mlxcone.unrolled": (4, 2),
-    "mlxcone.large": (5, 0),
-    "mlxcone.differentiable": (5, 0),
-    "mlxcone.solver": (6, 0),
-    "mlxcone.cvxpy_interface": (7, 0),
-    "mlxcone.distributed": (7, 0),
-    "mlxcone.nn.checks": (7, 0),
-    "mlxcone.nn.projections": (7, 1),
-    "mlxcone.nn.choice": (7, 2),
-    "mlxcone.nn.control": (7, 1),
-    "mlxcone.nn.quadratic": (7, 1),
-    "mlxcone.nn": (7, 3),
-    "mlxcone.plots": (7, 0),
-    "mlxcone.__main__": (7, 0),
-}
+# From left to right.
+WINGS = (
+    "_version",
+    "settings",
+    "status",
+    "backend",
+    "solution",
+    "cones",
+    "program",
+    "sparse_map",
+    "report",
+    "kkt",
+    "methods",
+    "cascade",
+    "fixed_length",
+    "large",
+    "derivatives",
+    "solver",
+    "cvxpy_interface",
+    "distributed",
+    "nn",
+    "plots",
+    "__main__",
+)
 
 # Only these know CVXPY; elsewhere it may be named for types.
 CVXPY_IMPORTERS = {
@@ -105,7 +59,7 @@ FORBIDDEN_IMPORTS = (
     "scipy.sparse.linalg",
     "cvxpylayers",
 )
-LINALG_CALLER = "mlxcone._linalg"
+LINALG_CALLER = "mlxcone.backend.linalg"
 PRINTER = "mlxcone.report"
 SELF_CHECK = "mlxcone.__main__"  # the only one to judge answers, by mlxcone.testing
 MAX_LINES = 450
@@ -155,6 +109,9 @@ def is_in(name: str, package: str) -> bool:
     return name == package or name.startswith(package + ".")
 
 
+OWN_MODULES = [n for n in SOLVER_MODULES if n != SOLVER and not is_in(n, TESTING)]
+
+
 def typing_only_nodes(tree: ast.Module) -> set[int]:
     """Ids of the nodes under ``if TYPE_CHECKING:``."""
     nodes = set()
@@ -187,29 +144,51 @@ def imports_of(module: Module) -> Iterator[Import]:
                 yield Import(str(target.value), None, node.lineno, quiet)
 
 
-def target_of(imported: Import, known: dict[str, tuple[int, int]]) -> str:
+def target_of(imported: Import, known: Iterable[str]) -> str:
     """The module that an import reaches: ``from package import module`` reaches the module."""
     inner = f"{imported.module}.{imported.name}"
     return inner if inner in known else imported.module
 
 
-def level_faults(module: Module, levels: dict[str, tuple[int, int]]) -> list[str]:
-    """Imports of mlxcone's own modules that do not go down."""
-    faults = []
+def wing_of(name: str) -> str:
+    """The folder of mlxcone that a module is in, or the module itself."""
+    return name.removeprefix(SOLVER + ".").partition(".")[0]
+
+
+def inner_imports(module: Module, known: Iterable[str]) -> Iterator[tuple[int, str]]:
+    """Line and target of each import of mlxcone's own modules."""
     for imported in imports_of(module):
-        target = target_of(imported, levels)
         judges = module.name == SELF_CHECK and is_in(imported.module, TESTING)
-        if not is_in(target, SOLVER) or judges:
-            continue
-        where = f"{module.name}:{imported.line}"
-        if target not in levels:
-            name = f"{imported.module}.{imported.name}" if imported.name else imported.module
-            faults.append(f"{where} imports {name}, which has no level")
-        elif levels[target] >= levels[module.name]:
-            faults.append(
-                f"{where} (level {levels[module.name]}) imports {target} (level {levels[target]})"
-            )
+        target = target_of(imported, known)
+        if is_in(target, SOLVER) and not judges:
+            yield imported.line, target
+
+
+def wing_faults(module: Module, known: Iterable[str], wings: Sequence[str]) -> list[str]:
+    """Imports of mlxcone's own modules from wings that do not stand left of the module's own."""
+    faults, own = [], wing_of(module.name)
+    for line, target in inner_imports(module, known):
+        there = wing_of(target)
+        if there not in wings or wings.index(there) > wings.index(own):
+            faults.append(f"{module.name}:{line} ({own}) imports {target} ({there})")
     return faults
+
+
+def circles(modules: dict[str, Module]) -> list[str]:
+    """Modules of one wing whose imports lead back to themselves."""
+    graph = {
+        name: {
+            target
+            for _, target in inner_imports(module, modules)
+            if wing_of(target) == wing_of(name) and target in modules
+        }
+        for name, module in modules.items()
+    }
+    try:
+        tuple(TopologicalSorter(graph).static_order())
+    except CycleError as error:
+        return error.args[1]
+    return []
 
 
 def import_faults(module: Module) -> list[str]:
@@ -295,15 +274,18 @@ def test_module_can_be_read_in_one_sitting(name: str) -> None:
     assert name.rpartition(".")[2] != "utils", "name a module after what it holds"
 
 
-def test_levels_list_exactly_the_modules_there_are() -> None:
-    there = {name for name in SOLVER_MODULES if name != SOLVER and not is_in(name, TESTING)}
-    assert there - set(LEVELS) == set(), "give each new module a level"
-    assert set(LEVELS) - there == set(), "these modules are gone"
+def test_every_wing_has_a_place() -> None:
+    there = {wing_of(name) for name in SOLVER_MODULES if name != SOLVER}
+    assert there - {"testing"} == set(WINGS)
 
 
-@pytest.mark.parametrize("name", sorted(set(LEVELS) & set(SOLVER_MODULES)))
-def test_imports_go_down(name: str) -> None:
-    assert level_faults(SOLVER_MODULES[name], LEVELS) == []
+@pytest.mark.parametrize("name", sorted(OWN_MODULES))
+def test_wings_import_from_the_left(name: str) -> None:
+    assert wing_faults(SOLVER_MODULES[name], SOLVER_MODULES, WINGS) == []
+
+
+def test_no_imports_run_in_a_circle() -> None:
+    assert circles({name: SOLVER_MODULES[name] for name in OWN_MODULES}) == []
 
 
 @pytest.mark.parametrize("name", sorted(LAYER_MODULES))
@@ -316,38 +298,42 @@ def test_layer_uses_public_names_only(name: str) -> None:
 # The checks themselves: each must see the fault it is there for.
 
 
+_THERE = ("mlxcone.backend.linalg", "mlxcone.cones.base", "mlxcone.cones.soc", "mlxcone.cascade")
+
+
 @pytest.mark.parametrize(
     "source",
     [
-        "import mlxcone.ladder",
-        "from mlxcone import ladder",
-        "from mlxcone.ladder import run",
-        "from .. import ladder",
-        "from ..ladder import run",
-        "def f():\n    from .product import Product",
+        "import mlxcone.cascade",
+        "from mlxcone import cascade",
+        "from mlxcone.cascade import run",
+        "from .. import cascade",
+        "from ..cascade import run",
+        "def f():\n    from mlxcone.cascade import run",
         "import mlxcone",
-        "import importlib\nimportlib.import_module('mlxcone.ladder')",
+        "import importlib\nimportlib.import_module('mlxcone.cascade')",
     ],
 )
-def test_upward_import_is_seen(source: str) -> None:
+def test_import_from_the_right_is_seen(source: str) -> None:
     module = Module("mlxcone.cones.soc", "mlxcone.cones", source)
-    levels = {
-        "mlxcone.cones.soc": (1, 1),
-        "mlxcone.cones.product": (1, 2),
-        "mlxcone.ladder": (4, 0),
-    }
-    assert len(level_faults(module, levels)) == 1
+    assert len(wing_faults(module, _THERE, ("backend", "cones", "cascade"))) == 1
 
 
-def test_downward_import_is_allowed() -> None:
-    source = "import mlx.core as mx\nfrom mlxcone import _linalg\nfrom .base import Cone\n"
+def test_import_from_the_left_is_allowed() -> None:
+    source = "import mlx.core as mx\nfrom mlxcone.backend import linalg\nfrom .base import Cone\n"
     module = Module("mlxcone.cones.soc", "mlxcone.cones", source)
-    levels = {
-        "mlxcone._linalg": (0, 0),
-        "mlxcone.cones.base": (1, 0),
-        "mlxcone.cones.soc": (1, 1),
+    assert wing_faults(module, _THERE, ("backend", "cones", "cascade")) == []
+
+
+def test_circle_is_seen() -> None:
+    sources = {
+        "mlxcone.cones.soc": "from .base import Cone",
+        "mlxcone.cones.base": "from . import soc",
     }
-    assert level_faults(module, levels) == []
+    modules = {name: Module(name, "mlxcone.cones", text) for name, text in sources.items()}
+    assert set(circles(modules)) == set(modules)
+    modules["mlxcone.cones.base"] = Module("mlxcone.cones.base", "mlxcone.cones", "import mlx")
+    assert circles(modules) == []
 
 
 @pytest.mark.parametrize(
@@ -386,7 +372,9 @@ def test_allowed_import_is_allowed(name: str, source: str) -> None:
 def test_special_names_are_seen() -> None:
     source = "mx.linalg.inv(a)\nnp.linalg.inv(a)\nprint(a)\n"
     assert len(name_faults(Module("mlxcone.kkt", "mlxcone", source))) == 3
-    assert name_faults(Module("mlxcone._linalg", "mlxcone", "mx.linalg.inv(a)")) == []
+    assert (
+        name_faults(Module("mlxcone.backend.linalg", "mlxcone.backend", "mx.linalg.inv(a)")) == []
+    )
     assert name_faults(Module("mlxcone.report", "mlxcone", "print(a)")) == []
 
 

@@ -22,7 +22,8 @@ from mlx.utils import tree_flatten
 
 import mlxcone
 from cvxpylayers_mlx import CvxpyLayer
-from mlxcone import devices, loop
+from mlxcone.backend import devices
+from mlxcone.methods import loop
 
 pytestmark = pytest.mark.skipif(
     os.environ.get("MLXCONE_TEST_DEVICE") == "gpu", reason="there is a real one"

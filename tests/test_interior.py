@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 import mlxcone
-from mlxcone import Cones, interior, residuals
-from mlxcone._linalg import lu_inverses
+from mlxcone import Cones
+from mlxcone.backend.linalg import lu_inverses
 from mlxcone.cones.base import Interior
 from mlxcone.cones.exponential import Exponential
 from mlxcone.cones.linear import Linear
@@ -19,10 +19,12 @@ from mlxcone.cones.power_nd import PowerND
 from mlxcone.cones.product import Product
 from mlxcone.cones.second_order import SecondOrder
 from mlxcone.cones.semidefinite import Semidefinite, Semidefinite2
-from mlxcone.equilibrate import normalize, setup
-from mlxcone.operators import Rectangular
-from mlxcone.problem import Program
-from mlxcone.scaled_system import Reduced, System, Whole
+from mlxcone.kkt.scaled_system import Reduced, System, Whole
+from mlxcone.methods import interior
+from mlxcone.program import residuals
+from mlxcone.program.equilibrate import normalize, setup
+from mlxcone.program.operators import Rectangular
+from mlxcone.program.problem import Program
 from mlxcone.testing import manufacture, project_cone, project_dual_cone, verify_infeasible
 
 Array = np.ndarray

@@ -11,9 +11,9 @@ import scipy.sparse as sp
 
 import mlxcone
 from mlxcone import large
-from mlxcone._linalg import on_cpu
-from mlxcone.conjugate import Blocks, Conjugate
-from mlxcone.sparse import Sparse
+from mlxcone.backend.linalg import on_cpu
+from mlxcone.kkt.conjugate import Blocks, Conjugate
+from mlxcone.program.sparse import Sparse
 from mlxcone.testing import manufacture, verify_solution
 
 EPS = 1e-5

@@ -10,7 +10,7 @@ import mlx.core as mx
 import numpy as np
 import pytest
 
-from mlxcone import _linalg
+from mlxcone.backend import linalg as _linalg
 
 ORDER = 12
 

@@ -12,13 +12,15 @@ import mlx.core as mx
 import numpy as np
 import pytest
 
-from mlxcone import admm, loop, residuals, splitting_factor
-from mlxcone.anderson import Memory
 from mlxcone.cones.description import Cones
 from mlxcone.cones.product import Product
-from mlxcone.equilibrate import Scaling
-from mlxcone.operators import Rectangular
-from mlxcone.problem import Program
+from mlxcone.kkt import splitting_factor
+from mlxcone.methods import admm, loop
+from mlxcone.methods.anderson import Memory
+from mlxcone.program import residuals
+from mlxcone.program.equilibrate import Scaling
+from mlxcone.program.operators import Rectangular
+from mlxcone.program.problem import Program
 
 # Primitives of mx.linalg; MLX implements them on the CPU alone.
 CPU_ONLY = {

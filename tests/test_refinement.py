@@ -9,25 +9,18 @@ import mlx.core as mx
 import numpy as np
 import pytest
 
-from mlxcone import (
-    Settings,
-    admm,
-    anderson,
-    certificates,
-    equilibrate,
-    kkt,
-    lanes,
-    multipliers,
-    residual_map,
-    residuals,
-    splitting_factor,
-)
+from mlxcone import Settings
+from mlxcone.backend import lanes
+from mlxcone.backend.repeated import EAGER
 from mlxcone.cones.description import Cones
 from mlxcone.cones.product import Product
-from mlxcone.operators import Rectangular
-from mlxcone.problem import Program
-from mlxcone.refine import Refinement
-from mlxcone.repeated import EAGER
+from mlxcone.kkt import reduced as kkt
+from mlxcone.kkt import splitting_factor
+from mlxcone.methods import admm, anderson, certificates, multipliers
+from mlxcone.methods.refine import Refinement
+from mlxcone.program import equilibrate, residual_map, residuals
+from mlxcone.program.operators import Rectangular
+from mlxcone.program.problem import Program
 from mlxcone.testing import Instance, manufacture, verify_infeasible, verify_solution
 from mlxcone.testing import verify_unbounded as verify_ray
 

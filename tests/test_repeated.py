@@ -14,8 +14,8 @@ import numpy as np
 import pytest
 
 import mlxcone
-from mlxcone import repeated
-from mlxcone.repeated import EAGER, Calls, Repeated
+from mlxcone.backend import repeated
+from mlxcone.backend.repeated import EAGER, Calls, Repeated
 from mlxcone.testing import manufacture, verify_solution
 
 ROOT = Path(__file__).resolve().parents[1]

@@ -6,11 +6,14 @@ import mlx.core as mx
 import numpy as np
 import pytest
 
-from mlxcone import Cones, kkt, separable, structure
+from mlxcone import Cones
 from mlxcone.cones.product import Product
-from mlxcone.operators import Rectangular
-from mlxcone.problem import Program
-from mlxcone.separable import Separable
+from mlxcone.kkt import reduced as kkt
+from mlxcone.kkt import separable
+from mlxcone.kkt.separable import Separable
+from mlxcone.program import structure
+from mlxcone.program.operators import Rectangular
+from mlxcone.program.problem import Program
 
 pytestmark = pytest.mark.usefixtures("on_cpu")
 

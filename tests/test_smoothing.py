@@ -19,11 +19,15 @@ from hypothesis import strategies as st
 
 import mlxcone
 from cvxpylayers_mlx import CvxpyLayer
-from mlxcone import Cones, Settings, centring, derivative, ladder, smoothing
+from mlxcone import Cones, Settings
+from mlxcone import cascade as ladder
 from mlxcone.cones.product import Product
-from mlxcone.derivative import Anchor
-from mlxcone.operators import Rectangular
-from mlxcone.problem import Program
+from mlxcone.derivatives import implicit as derivative
+from mlxcone.derivatives import smoothing
+from mlxcone.derivatives.implicit import Anchor
+from mlxcone.methods import centring
+from mlxcone.program.operators import Rectangular
+from mlxcone.program.problem import Program
 
 Array = np.ndarray
 CASES: dict[str, tuple[dict[str, Any], bool]] = {

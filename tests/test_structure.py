@@ -9,15 +9,18 @@ import numpy as np
 import pytest
 
 import mlxcone
-from mlxcone import equilibrate, kkt, low_rank, solver, structure
-from mlxcone.admm import Fused, Operator, State, advance, row_weights
+from mlxcone import solver
 from mlxcone.cones.description import Cones
 from mlxcone.cones.product import Product
-from mlxcone.operators import Rectangular, Sparsity
-from mlxcone.pairs import Pairs
-from mlxcone.problem import Program
-from mlxcone.splitting_factor import Explicit
-from mlxcone.structure import Structure
+from mlxcone.kkt import low_rank
+from mlxcone.kkt import reduced as kkt
+from mlxcone.kkt.splitting_factor import Explicit
+from mlxcone.methods.admm import Fused, Operator, State, advance, row_weights
+from mlxcone.program import equilibrate, structure
+from mlxcone.program.operators import Rectangular, Sparsity
+from mlxcone.program.pairs import Pairs
+from mlxcone.program.problem import Program
+from mlxcone.program.structure import Structure
 from mlxcone.testing import verify_solution
 
 pytestmark = pytest.mark.usefixtures("on_cpu")

@@ -16,7 +16,7 @@ from typing import NamedTuple
 
 import mlx.core as mx
 
-from mlxcone._linalg import symmetric_eigen
+from mlxcone.backend.linalg import symmetric_eigen
 from mlxcone.cones import barrier, spectral3
 from mlxcone.cones.base import Spectral
 from mlxcone.cones.spectral3 import Atoms

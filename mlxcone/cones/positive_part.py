@@ -19,9 +19,9 @@ from typing import Any, NamedTuple
 
 import mlx.core as mx
 
-from mlxcone._linalg import symmetric_eigen
+from mlxcone.backend.devices import on_cpu
+from mlxcone.backend.linalg import symmetric_eigen
 from mlxcone.cones.base import Spectral
-from mlxcone.devices import on_cpu
 
 # Between nearer arguments (relative to what is left to 1, where the functions of the solver have
 # their pole) the slope in the middle is better than a difference quotient.

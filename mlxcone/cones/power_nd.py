@@ -22,7 +22,7 @@ from typing import NamedTuple
 
 import mlx.core as mx
 
-from mlxcone._linalg import symmetric_eigen
+from mlxcone.backend.linalg import symmetric_eigen
 from mlxcone.cones import barrier, probes
 from mlxcone.cones.base import Spectral, root
 

@@ -10,12 +10,12 @@ from typing import NamedTuple
 import mlx.core as mx
 import numpy as np
 
-from mlxcone._linalg import symmetric_eigen
+from mlxcone.backend.gather import gather
+from mlxcone.backend.linalg import symmetric_eigen
 from mlxcone.cones import positive_part, probes, second_order, sign_iteration
 from mlxcone.cones.base import Spectral, root
 from mlxcone.cones.positive_part import Eigen
 from mlxcone.cones.second_order import SecondOrder
-from mlxcone.gather import gather
 
 _ROOT = math.sqrt(2.0)
 _SPARSE = 4  # entries of a column, times this, that are worth a sum over them, beside the order

@@ -8,9 +8,9 @@ from typing import Any, NamedTuple
 import mlx.core as mx
 import mlx.nn as nn
 
-from mlxcone.devices import on_cpu
+from mlxcone.backend.devices import on_cpu
 from mlxcone.nn import checks
-from mlxcone.problem import as_array
+from mlxcone.program.problem import as_array
 from mlxcone.solver import solve
 
 

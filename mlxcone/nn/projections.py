@@ -9,10 +9,10 @@ import mlx.core as mx
 import mlx.nn as nn
 import numpy as np
 
-from mlxcone.devices import on_cpu
-from mlxcone.gather import gather
+from mlxcone.backend.devices import on_cpu
+from mlxcone.backend.gather import gather
 from mlxcone.nn import checks
-from mlxcone.problem import as_array
+from mlxcone.program.problem import as_array
 from mlxcone.solution import Solution
 from mlxcone.solver import Solver
 

@@ -1,0 +1,1 @@
+"""Devices, factorizations, lanes of a batch, compiled calls: what every other wing stands on."""

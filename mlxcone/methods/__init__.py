@@ -1,0 +1,1 @@
+"""Splitting, Newton, interior points, multipliers, certificates."""

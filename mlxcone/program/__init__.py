@@ -1,0 +1,1 @@
+"""One batch of cone programs: data, products, scaling, residuals."""
